@@ -1,0 +1,1 @@
+"""fedtune: federated LoRA fine-tuning of quantized language models."""

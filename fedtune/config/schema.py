@@ -1,0 +1,261 @@
+"""The typed configuration: what every key means, its unit, and the values it takes.
+
+Frozen, keyword-only dataclasses, validated by pydantic: an unknown key, a wrong type and a value out of
+range are all reported at once, each with its full key. The same classes parse the YAML groups under
+conf/, overrides on the command line, and the JSON that a server sends to its clients.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+__all__ = [
+    "AggregationConfig",
+    "BackendConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "FederationConfig",
+    "ModelConfig",
+    "PartitionConfig",
+    "PeftConfig",
+    "TrainingConfig",
+]
+
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelConfig:
+    name: str
+    """A Hugging Face id, a local directory, a ``.gguf`` file, or ``package:NAME/FILE``."""
+
+    quantization: Literal["nf4", "int8", "none"]
+    """How the frozen base is held: NF4 with double quantization, LLM.int8, or as it is."""
+
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"]
+    """Type of the base's arithmetic; ``auto`` chooses from the hardware."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    """Where the model lives; ``auto`` takes a GPU when there is one."""
+
+    cache_dir: str | None
+    """Folder of converted models; null means ``$FEDTUNE_CACHE_DIR`` or ``~/.cache/fedtune``."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DataConfig:
+    source: str
+    """``hpo``, ``files``, or the name of an installed ``fedtune.datasets`` entry point."""
+
+    files: tuple[str, ...]
+    """For ``source=files``: paths of .jsonl, .json, .csv or .parquet files."""
+
+    format: Literal["auto", "alpaca", "prompt_response", "messages", "text"]
+    """What a row holds; ``auto`` looks at the columns of the first row."""
+
+    columns: dict[str, str]
+    """Renames: role (``instruction``, ``input``, ``output``, ``prompt``, ``response``, ``messages``,
+    ``text``, ``id``) to the column of the file that holds it."""
+
+    template: Literal["tokenizer", "alpaca", "chatml"]
+    """How a row becomes a prompt: the tokenizer's own chat template, or a built-in one."""
+
+    system_prompt: str | None
+    """System message put before rows that have none; null leaves it to the template."""
+
+    max_tokens: Annotated[int, Field(ge=8)]
+    """Longest tokenized row; longer ones are cut, and the response is never cut away whole."""
+
+    on_bad_row: Literal["refuse", "skip"]
+    """``refuse`` lists every bad row and stops; ``skip`` goes on and counts them."""
+
+    held_out_fraction: Fraction
+    """Share of each site's rows that never trains anything, rounded down."""
+
+    held_out_max_rows: NonNegativeInt
+    """Upper bound on a site's held-out rows."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PartitionConfig:
+    method: str
+    """``natural``, ``iid``, ``dirichlet``, ``quantity``, ``shards``, or the name of an installed
+    ``fedtune.partitioners`` entry point."""
+
+    clients: PositiveInt | None
+    """Number of clients; null for ``natural``, which has one client for each value of ``column``."""
+
+    column: str | None
+    """Column that names the site (``natural``) or the label (``dirichlet``, ``shards``)."""
+
+    values: tuple[str, ...]
+    """For ``natural``: the sites to take, in this order; empty takes all, largest first."""
+
+    alpha: PositiveFloat
+    """Concentration of the Dirichlet distribution: small is heterogeneous."""
+
+    exponent: NonNegativeFloat
+    """``quantity``: client k gets a share proportional to (k + 1) ** -exponent."""
+
+    shards_per_client: PositiveInt
+    """``shards``: how many label-sorted shards each client receives."""
+
+    min_examples: NonNegativeInt
+    """Smallest number of rows that a client may end up with."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PeftConfig:
+    method: Literal["lora"]
+    """Parameter-efficient method."""
+
+    rank: PositiveInt
+    """Rank r of the factors A (r x in) and B (out x r)."""
+
+    alpha: PositiveFloat
+    """The adapter adds (alpha / rank) * B A to a layer."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Dropout on the adapter's input while training."""
+
+    target_modules: str | tuple[str, ...]
+    """``all-linear``, or the names of the linear modules that get an adapter."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainingConfig:
+    steps_per_round: PositiveInt
+    """Optimizer steps that a client takes in a round."""
+
+    examples_per_step: PositiveInt
+    """Examples whose gradients one optimizer step averages, token by token."""
+
+    microbatch_tokens: Annotated[int, Field(ge=8)]
+    """Most tokens in one forward pass; a step with more accumulates gradients over several."""
+
+    packing: bool
+    """Pack rows end to end with block-diagonal attention, so that no padding is computed;
+    otherwise rows of like length are batched and padded."""
+
+    optimizer: Literal["adamw", "adamw8bit"]
+    """AdamW, with 32-bit or 8-bit states."""
+
+    learning_rate: PositiveFloat
+    """Peak learning rate."""
+
+    weight_decay: NonNegativeFloat
+    """Decoupled weight decay of AdamW."""
+
+    warmup_fraction: Fraction
+    """Share of the federation's steps (rounds x steps_per_round) over which the rate climbs."""
+
+    decay: Literal["cosine", "linear", "constant"]
+    """Course of the rate after the warm-up, over the whole federation."""
+
+    final_learning_rate_fraction: Fraction
+    """Where the decay ends, as a share of the peak."""
+
+    max_gradient_norm: PositiveFloat | None
+    """Gradients with a larger L2 norm are scaled down to it; null switches clipping off."""
+
+    gradient_checkpointing: bool
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    proximal_mu: NonNegativeFloat
+    """FedProx: weight of (mu / 2) * ||w - w_received||^2; 0 switches it off."""
+
+    threads: PositiveInt | None
+    """CPU threads of a training process; null takes the physical cores."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AggregationConfig:
+    method: str
+    """``fedavg``, ``ffa``, ``alternating``, or the name of an installed ``fedtune.aggregators``
+    entry point."""
+
+    weighting: Literal["examples", "tokens", "uniform"]
+    """What a client's update is weighted by: examples or response tokens trained on, or nothing."""
+
+    error_meter: bool
+    """Measure each round how far the averaged factors are from the average of the products."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class FederationConfig:
+    rounds: PositiveInt
+    """Rounds of training and aggregation."""
+
+    clients_per_round: PositiveInt | None
+    """Clients drawn at random for a round; null takes all."""
+
+    min_replies: PositiveInt | None
+    """Quorum: a round with fewer usable updates stops the run; null demands every drawn client."""
+
+    round_timeout_seconds: PositiveFloat
+    """How long the server waits for a round's replies."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvaluationConfig:
+    every_rounds: NonNegativeInt
+    """Held-out evaluation at every site after each n-th round, before the first and after the last;
+    0 evaluates only before the first and after the last."""
+
+    microbatch_tokens: Annotated[int, Field(ge=8)]
+    """Most tokens in one forward pass of an evaluation."""
+
+    generations: NonNegativeInt
+    """Held-out prompts answered by the base and by the federated model, for the report."""
+
+    max_new_tokens: PositiveInt
+    """Longest generated answer, in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BackendConfig:
+    name: Literal["inprocess", "ray"]
+    """``inprocess``: all virtual clients in this process; ``ray``: Flower's simulation engine."""
+
+    actors: PositiveInt
+    """``ray``: clients trained at the same time, each in a process with its own base model."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Config:
+    """A whole run."""
+
+    name: str
+    """Name of the run: its folder under ``runs_dir``."""
+
+    runs_dir: str
+    """Folder of run directories."""
+
+    seed: NonNegativeInt
+    """Seed of everything random: split, adapter, data order, dropout, sampling of clients."""
+
+    resume: bool
+    """Continue the run of this name from its last complete round."""
+
+    baselines: tuple[Literal["local", "centralized"], ...]
+    """Trained beside the federation with the same budget of steps, for comparison."""
+
+    model: ModelConfig
+    data: DataConfig
+    partition: PartitionConfig
+    peft: PeftConfig
+    training: TrainingConfig
+    aggregation: AggregationConfig
+    federation: FederationConfig
+    evaluation: EvaluationConfig
+    backend: BackendConfig
