@@ -1,0 +1,19 @@
+"""Fixtures that the tests of every folder share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# Tests are not a package (import-mode=importlib): their helpers are found from here.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a two-layer Llama with a byte-level ChatML tokenizer; made in milliseconds."""
+    from support.tiny_model import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
