@@ -1,0 +1,1 @@
+"""What happens in a run: recorded once as events, shown as progress, summary and report."""

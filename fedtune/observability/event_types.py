@@ -1,0 +1,288 @@
+"""The types of a run's events; docs/reference/rounds.md lists every event and field for a reader.
+
+Guarantee: a measured number that is not finite (a diverged loss) becomes ``None`` on construction, so that
+memory and disk agree. A time, a count or a weight that is not finite is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import time as clock
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+__all__ = [
+    "EVENT_TYPES",
+    "BaselineFinished",
+    "ClientEvaluated",
+    "ClientFailed",
+    "ClientTrained",
+    "Event",
+    "Generated",
+    "ModelLoaded",
+    "RoundAggregated",
+    "RoundFinished",
+    "RoundStarted",
+    "RunFinished",
+    "RunStarted",
+    "SiteSize",
+    "Sites",
+    "Split",
+    "StepProgress",
+]
+
+
+def _plain_number(value: Any) -> Any:
+    """Turn numpy's scalars into Python's; leave everything else for the validator to judge."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _finite_or_none(value: Any) -> Any:
+    value = _plain_number(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Count = Annotated[int, BeforeValidator(_plain_number), Field(ge=0)]
+Seconds = Annotated[float, BeforeValidator(_plain_number), Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, BeforeValidator(_plain_number), Field(ge=0, allow_inf_nan=False)]
+Measured = Annotated[float | None, BeforeValidator(_finite_or_none)]
+
+_STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Event:
+    """Base of all events."""
+
+    name_on_disk: ClassVar[str] = ""
+    stored: ClassVar[bool] = True
+
+    time: Seconds = Field(default_factory=clock.time)
+    """When it was recorded, in unix seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RunStarted(Event):
+    """A session begins: the first of a run, or one that resumes it."""
+
+    name_on_disk: ClassVar[str] = "run_started"
+
+    name: str
+    config: dict[str, Any]
+    """The resolved configuration, as JSON."""
+    version: str
+    """fedtune's version."""
+    machine: dict[str, Any]
+    """Facts of the machine, as JSON."""
+    resumed_after: Count | None = None
+    """Last complete round that is kept; null for a run that starts from nothing. See effective_events."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelLoaded(Event):
+    name_on_disk: ClassVar[str] = "model_loaded"
+
+    seconds: Seconds
+    name: str
+    hash: str
+    parameters: Count
+    adapter_parameters: Count
+    quantization: str
+    compute_dtype: str
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SiteSize:
+    """One site's rows, after skipping the bad ones."""
+
+    name: str
+    train_examples: Count
+    held_out_examples: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Split:
+    """How labels fall on sites: ``counts[site][label]`` rows."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[Count, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Sites(Event):
+    name_on_disk: ClassVar[str] = "sites"
+
+    sites: tuple[SiteSize, ...]
+    skipped_rows: Count
+    """Bad rows left out under ``data.on_bad_row=skip``."""
+    split: Split | None = None
+    """Null where rows carry no label."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RoundStarted(Event):
+    name_on_disk: ClassVar[str] = "round_started"
+
+    round: Count
+    clients: tuple[str, ...]
+    factors: tuple[Literal["A", "B"], ...]
+    """Adapter factors that are trained and travel in this round."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ClientTrained(Event):
+    """A client's delta arrived and counts."""
+
+    name_on_disk: ClassVar[str] = "client_trained"
+
+    round: Count
+    client: str
+    weight: Positive
+    """Unnormalised weight of its delta."""
+    examples: Count
+    tokens: Count
+    """Tokens computed, prompt and response."""
+    steps: Count
+    loss_before: Measured
+    """Nats per response token on the first step's rows, before training."""
+    loss_after: Measured
+    started: Seconds
+    """Unix seconds at which local training began."""
+    finished: Seconds
+    peak_memory_mib: Positive
+    uplink_bytes: Count
+    downlink_bytes: Count
+    delta_norm: Measured
+    """L2 norm over all tensors of the delta."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ClientFailed(Event):
+    name_on_disk: ClassVar[str] = "client_failed"
+
+    round: Count
+    client: str
+    stage: Literal["hello", "train", "evaluate"]
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RoundAggregated(Event):
+    name_on_disk: ClassVar[str] = "round_aggregated"
+
+    round: Count
+    clients: tuple[str, ...]
+    weights: tuple[Positive, ...]
+    """Normalised, in the order of ``clients``."""
+    aggregation_error: Measured
+    """Relative Frobenius distance of the aggregate from the mean of the products; null if not measured."""
+    exact: bool
+    seconds: Seconds
+    delta_norm: Measured
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ClientEvaluated(Event):
+    name_on_disk: ClassVar[str] = "client_evaluated"
+
+    round: Count
+    """0 is the base: the seeded start, before any training."""
+    client: str
+    loss: Measured
+    """Mean nats per response token on the site's held-out rows."""
+    tokens: Count
+    examples: Count
+    started: Seconds
+    finished: Seconds
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RoundFinished(Event):
+    name_on_disk: ClassVar[str] = "round_finished"
+
+    round: Count
+    held_out_loss: Measured
+    """Unweighted mean over sites; null where this round was not evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BaselineFinished(Event):
+    name_on_disk: ClassVar[str] = "baseline_finished"
+
+    kind: Literal["local", "centralized"]
+    site: str | None
+    """The site that trained alone; null for the centralized one."""
+    held_out_loss: dict[str, Measured]
+    """Site to loss: all sites for the centralized one, at least its own for a local one."""
+    steps: Count
+    seconds: Seconds
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Generated(Event):
+    """One held-out prompt, answered by the base and by the federated model."""
+
+    name_on_disk: ClassVar[str] = "generated"
+
+    site: str
+    prompt: str
+    reference: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RunFinished(Event):
+    name_on_disk: ClassVar[str] = "run_finished"
+
+    status: Literal["completed", "failed", "interrupted"]
+    reason: str | None
+    seconds: Seconds
+    """The federation in this session: from the start of loading to the last evaluation."""
+    load_seconds: Seconds
+    peak_memory_mib: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class StepProgress(Event):
+    """One optimizer step of a client; shown while it runs and never written to disk."""
+
+    name_on_disk: ClassVar[str] = "step"
+    stored: ClassVar[bool] = False
+
+    round: Count
+    client: str
+    step: Count
+    """Steps done in this round, from 1."""
+    steps: Count
+    loss: Measured
+    tokens_per_second: Measured
+
+
+EVENT_TYPES: Mapping[str, type[Event]] = {
+    kind.name_on_disk: kind
+    for kind in (
+        RunStarted,
+        ModelLoaded,
+        Sites,
+        RoundStarted,
+        ClientTrained,
+        ClientFailed,
+        RoundAggregated,
+        ClientEvaluated,
+        RoundFinished,
+        BaselineFinished,
+        Generated,
+        RunFinished,
+    )
+}
+"""Stored events by their name on disk."""
