@@ -1,0 +1,96 @@
+"""From ``aggregation.method`` to the method: built in, or installed by another package."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+
+from fedtune.aggregation.base import Aggregator
+from fedtune.aggregation.linear import ALTERNATING, FEDAVG, FFA
+from fedtune.config.schema import AggregationConfig
+from fedtune.errors import ConfigError, Problem
+
+__all__ = ["ENTRY_POINT_GROUP", "aggregator", "method_names"]
+
+ENTRY_POINT_GROUP = "fedtune.aggregators"
+
+_BUILT_IN: dict[str, Aggregator] = {method.name: method for method in (FEDAVG, FFA, ALTERNATING)}
+
+
+def method_names() -> tuple[str, ...]:
+    """Return every value that ``aggregation.method`` takes here: the built-in ones, then the installed."""
+    return (*_BUILT_IN, *(name for name in sorted(_installed()) if name not in _BUILT_IN))
+
+
+def aggregator(config: AggregationConfig) -> Aggregator:
+    """Return the method that a configuration names.
+
+    An installed method is an entry point of the group ``fedtune.aggregators`` whose object, called without
+    arguments, returns an `Aggregator`. A built-in name always means the built-in method.
+
+    Raises:
+        ConfigError: FT191 there is no such method, FT192 an installed one cannot be loaded, is named by two
+            packages, or is no `Aggregator`.
+    """
+    if config.method in _BUILT_IN:
+        return _BUILT_IN[config.method]
+    candidates = _installed().get(config.method, ())
+    if not candidates:
+        raise ConfigError(_unknown(config.method))
+    if len(candidates) > 1:
+        packages = sorted({_package(candidate) for candidate in candidates})
+        raise ConfigError(
+            _unusable(config.method, f"is installed by {' and by '.join(packages)}", "Uninstall all but one.")
+        )
+    return _load(candidates[0])
+
+
+def _installed() -> dict[str, tuple[EntryPoint, ...]]:
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        found[entry_point.name] = (*found.get(entry_point.name, ()), entry_point)
+    return found
+
+
+def _package(entry_point: EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist is not None else entry_point.value
+
+
+def _load(entry_point: EntryPoint) -> Aggregator:
+    origin = f"{entry_point.value} of {_package(entry_point)}"
+    try:
+        made = entry_point.load()()
+    except Exception as error:  # the code of another package: whatever it raises, its owner has to be named
+        raise ConfigError(
+            _unusable(
+                entry_point.name,
+                f"({origin}) cannot be loaded: {type(error).__name__}: {error}",
+                "Repair or reinstall the package that provides it.",
+            )
+        ) from error
+    if not isinstance(made, Aggregator):
+        raise ConfigError(
+            _unusable(
+                entry_point.name,
+                f"({origin}) gives {type(made).__name__}, which is no Aggregator",
+                "Give it the members of fedtune.aggregation.base.Aggregator.",
+            )
+        )
+    return made
+
+
+def _unknown(method: str) -> Problem:
+    near = get_close_matches(method, method_names(), n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return Problem(
+        code="FT191",
+        what=f"There is no aggregation method {method!r}.",
+        where="aggregation.method",
+        fix=f"{hint}Choose one of {', '.join(method_names())}, or install the package that provides it.",
+    )
+
+
+def _unusable(method: str, what: str, fix: str) -> Problem:
+    return Problem(
+        code="FT192", what=f"The aggregation method {method!r} {what}.", where="aggregation.method", fix=fix
+    )
