@@ -32,11 +32,15 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Name = Annotated[str, Field(min_length=1)]
+# One folder name and nothing else: no separator, no leading dot, so that it cannot leave runs_dir.
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=+-]*$", max_length=120)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelConfig:
-    name: str
+    name: Name
     """A Hugging Face id, a local directory, a ``.gguf`` file, or ``package:NAME/FILE``."""
 
     quantization: Literal["nf4", "int8", "none"]
@@ -54,7 +58,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataConfig:
-    source: str
+    source: Name
     """``hpo``, ``files``, or the name of an installed ``fedtune.datasets`` entry point."""
 
     files: tuple[str, ...]
@@ -88,7 +92,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PartitionConfig:
-    method: str
+    method: Name
     """``natural``, ``iid``, ``dirichlet``, ``quantity``, ``shards``, or the name of an installed
     ``fedtune.partitioners`` entry point."""
 
@@ -180,7 +184,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class AggregationConfig:
-    method: str
+    method: Name
     """``fedavg``, ``ffa``, ``alternating``, or the name of an installed ``fedtune.aggregators``
     entry point."""
 
@@ -235,13 +239,13 @@ class BackendConfig:
 class Config:
     """A whole run."""
 
-    name: str
-    """Name of the run: its folder under ``runs_dir``."""
+    name: RunName
+    """Name of the run: its folder under ``runs_dir``; the date and time of the start unless given."""
 
-    runs_dir: str
+    runs_dir: Name
     """Folder of run directories."""
 
-    seed: NonNegativeInt
+    seed: Seed
     """Seed of everything random: split, adapter, data order, dropout, sampling of clients."""
 
     resume: bool

@@ -1,0 +1,91 @@
+"""From overrides to a checked :class:`Config`: hydra composes the groups, pydantic and the rules judge.
+
+Overrides are read one by one, hydra merges them with the groups under conf/ and resolves what they refer to,
+and the result is parsed strictly, as JSON, by the same schema that parses what comes over the wire.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fedtune.config import location
+from fedtune.config.overrides import check_overrides
+from fedtune.config.rules import combination_problems, plugin_problems
+from fedtune.config.schema import Config
+from fedtune.config.validate import shown, validate_json
+from fedtune.errors import ConfigError, Problem
+
+__all__ = ["compose", "register_resolvers"]
+
+
+def compose(overrides: Sequence[str], config_dir: Path | str | None = None) -> Config:
+    """Compose, resolve and check a configuration.
+
+    Args:
+        overrides: Hydra overrides such as ``["experiment=demo", "federation.rounds=2"]``; no sweeps.
+        config_dir: Folder of YAML groups with a ``config.yaml``; the shipped one unless given.
+
+    Returns:
+        The complete configuration, which :mod:`fedtune.config.rules` found possible. Its ``name`` is the date
+        and time of this call unless an override or an experiment gives one.
+
+    Raises:
+        ConfigError: With every problem of the overrides, of the values and of their combination.
+    """
+    folder = Path(config_dir).resolve() if config_dir is not None else location.config_dir()
+    checked = check_overrides(overrides, directories=(folder,))
+    composed = _composed(checked.accepted, folder=folder)
+    if isinstance(composed, Problem):
+        raise ConfigError([*checked.problems, composed])
+    result = validate_json(
+        json.dumps(composed, default=str), where="the composed configuration", sources=checked.sources
+    )
+    if not isinstance(result, Config):
+        raise ConfigError([*checked.problems, *result])
+    if checked.problems:
+        raise ConfigError(checked.problems)
+    if problems := (*combination_problems(result), *plugin_problems(result)):
+        raise ConfigError(problems)
+    return result
+
+
+def register_resolvers() -> None:
+    """Make ``${timestamp:}``, the default name of a run, known to OmegaConf."""
+    # Never cached: two runs of one process must not share a name, and with it a directory.
+    OmegaConf.register_new_resolver(
+        "timestamp", lambda: datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3], use_cache=False, replace=True
+    )
+
+
+def _composed(overrides: Sequence[str], *, folder: Path) -> dict[str, Any] | Problem:
+    register_resolvers()
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3", job_name="fedtune"):
+            tree = hydra_compose("config", overrides=list(overrides))
+        return _plain(tree)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        return Problem(
+            code="FT108",
+            what=f"the configuration cannot be composed: {shown(reason, quoted=False)}",
+            where=f"{folder} with " + (" ".join(overrides) or "no overrides"),
+            fix="correct the override or the YAML file that the message names",
+        )
+
+
+def _plain(tree: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    if not isinstance(plain, dict):  # hydra composes a mapping; anything else is its bug, not the user's
+        raise TypeError(f"hydra composed {type(plain).__name__}, expected a mapping")
+    return {str(key): value for key, value in plain.items()}

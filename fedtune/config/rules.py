@@ -1,0 +1,238 @@
+"""Combinations that cannot work, refused before anything is loaded, each with its reason and the nearest
+one that can.
+
+A rule looks at values that are each allowed and says why they do not go together. What depends on the data
+(a site with too few rows) or on the weights (a target that matches nothing) is checked where it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+
+from fedtune.config.keys import similar
+from fedtune.config.schema import Config
+from fedtune.config.validate import shown
+from fedtune.errors import Problem
+
+__all__ = ["BUILT_IN", "combination_problems", "plugin_problems"]
+
+BUILT_IN = {
+    "data.source": ("fedtune.datasets", ("hpo", "files")),
+    "partition.method": ("fedtune.partitioners", ("natural", "iid", "dirichlet", "quantity", "shards")),
+    "aggregation.method": ("fedtune.aggregators", ("fedavg", "ffa", "alternating")),
+}
+"""Key of a choice that plugins extend -> (entry-point group, names that fedtune brings)."""
+
+COLUMN_ROLES = ("instruction", "input", "output", "prompt", "response", "messages", "text", "id")
+"""What a column of a file can be, the keys of ``data.columns``."""
+
+Finding = tuple[str, str, str]
+"""(what, keys concerned, fix)"""
+
+
+def combination_problems(config: Config) -> tuple[Problem, ...]:
+    """Every impossible combination in ``config``; empty when there is none."""
+    return tuple(
+        Problem(code="FT105", what=what, where=where, fix=fix)
+        for rule in _RULES
+        for what, where, fix in rule(config)
+    )
+
+
+def plugin_problems(config: Config) -> tuple[Problem, ...]:
+    """Names of datasets, partitioners and aggregators that are neither built in nor installed here.
+
+    Not part of :func:`combination_problems`: a client need not have the coordinator's plugins.
+    """
+    chosen = {
+        "data.source": config.data.source,
+        "partition.method": config.partition.method,
+        "aggregation.method": config.aggregation.method,
+    }
+    problems = []
+    for key, name in chosen.items():
+        group, built_in = BUILT_IN[key]
+        known = (*built_in, *sorted(plugin.name for plugin in entry_points(group=group)))
+        if name in known:
+            continue
+        meant = similar(name, known)
+        problems.append(
+            Problem(
+                code="FT103",
+                what=f"{key} is {shown(name)}, which is neither built in nor installed",
+                where=key,
+                fix=(f"did you mean {meant}? " if meant else "")
+                + f"There are {', '.join(known)}; a package adds others under the entry point {group}",
+            )
+        )
+    return tuple(problems)
+
+
+def _arithmetic(config: Config) -> Iterator[Finding]:
+    model = config.model
+    if model.compute_dtype == "float64" and model.quantization != "none":
+        yield (
+            f"{model.quantization} weights cannot be used in float64: bitsandbytes dequantizes to 32 bits",
+            "model.compute_dtype, model.quantization",
+            "set model.quantization=none for float64, or model.compute_dtype=float32",
+        )
+    if model.compute_dtype == "float16" and model.device == "cpu":
+        yield (
+            "float16 on a CPU overflows in the backward pass, and there is no loss scaling",
+            "model.compute_dtype, model.device",
+            "set model.compute_dtype=auto, which takes float32 or bfloat16 by the CPU",
+        )
+    if model.compute_dtype == "float64" and config.training.optimizer == "adamw8bit":
+        yield (
+            "8-bit AdamW keeps no states for float64 adapters",
+            "training.optimizer, model.compute_dtype",
+            "set training.optimizer=adamw",
+        )
+
+
+def _data(config: Config) -> Iterator[Finding]:
+    data = config.data
+    if data.source == "files" and not data.files:
+        yield (
+            "data.source is files, but data.files is empty",
+            "data.source, data.files",
+            "name the files: data.files=[rows.jsonl,more.csv]",
+        )
+    if data.source != "files" and data.files:
+        yield (
+            f"data.files would be ignored: data.source is {data.source}",
+            "data.source, data.files",
+            "set data=files to train on them",
+        )
+    for role in data.columns:
+        if role not in COLUMN_ROLES:
+            meant = similar(role, COLUMN_ROLES)
+            yield (
+                f"data.columns renames {shown(role)}, which is no role of a column",
+                "data.columns",
+                (f"did you mean {meant}? " if meant else "") + "The roles are " + ", ".join(COLUMN_ROLES),
+            )
+    if data.held_out_fraction == 1 and data.held_out_max_rows > 0:
+        yield (
+            "data.held_out_fraction is 1: small sites would hold out every row and train on none",
+            "data.held_out_fraction",
+            "set data.held_out_fraction below 1, such as 0.05",
+        )
+    for key, budget in (
+        ("training.microbatch_tokens", config.training.microbatch_tokens),
+        ("evaluation.microbatch_tokens", config.evaluation.microbatch_tokens),
+    ):
+        if budget < data.max_tokens:
+            yield (
+                f"a row of data.max_tokens={data.max_tokens} does not fit into {key}={budget}",
+                f"{key}, data.max_tokens",
+                f"set {key}={data.max_tokens} or more, or data.max_tokens={budget} or less",
+            )
+
+
+def _partition(config: Config) -> Iterator[Finding]:
+    partition = config.partition
+    method = partition.method
+    if method == "natural":
+        if partition.column is None:
+            yield (
+                "partition.method is natural, but partition.column does not say which column names the site",
+                "partition.method, partition.column",
+                "set partition.column=NAME, or partition=iid",
+            )
+        if partition.clients is not None:
+            yield (
+                f"partition.clients is {partition.clients}, but natural makes one client for each value",
+                "partition.method, partition.clients",
+                "set partition.clients=null; choose sites with partition.values=[…]",
+            )
+        if len(set(partition.values)) < len(partition.values):
+            yield (
+                "partition.values names a site twice: its rows would be shared out twice",
+                "partition.values",
+                "name each site once",
+            )
+        return
+    if method not in BUILT_IN["partition.method"][1]:
+        return
+    if partition.clients is None:
+        yield (
+            f"partition.clients is null, but {method} has to know how many clients to make",
+            "partition.method, partition.clients",
+            "set partition.clients=6, or any number",
+        )
+    if partition.values:
+        yield (
+            f"partition.values would be ignored: partition.method is {method}",
+            "partition.method, partition.values",
+            "set partition.values=[], or partition=natural",
+        )
+    if method in ("dirichlet", "shards") and partition.column is None:
+        yield (
+            f"partition.method is {method}, but partition.column does not say which column holds the label",
+            "partition.method, partition.column",
+            "set partition.column=NAME; iid and quantity need none",
+        )
+
+
+def _targets(config: Config) -> Iterator[Finding]:
+    targets = config.peft.target_modules
+    if targets == ():
+        yield (
+            "peft.target_modules is empty: no layer would get an adapter",
+            "peft.target_modules",
+            "set peft.target_modules=all-linear, or name the modules",
+        )
+    if isinstance(targets, str) and targets != "all-linear":
+        yield (
+            f"peft.target_modules is the single string {shown(targets)}, which peft would read as a pattern",
+            "peft.target_modules",
+            f"set peft.target_modules=[{shown(targets, quoted=False)}], or all-linear",
+        )
+
+
+def _cohort(config: Config) -> Iterator[Finding]:
+    federation = config.federation
+    clients = config.partition.clients or len(config.partition.values) or None
+    drawn = federation.clients_per_round
+    if clients is not None and drawn is not None and drawn > clients:
+        yield (
+            f"federation.clients_per_round is {drawn}, but there are only {clients} clients",
+            "federation.clients_per_round, partition",
+            "set federation.clients_per_round=null to take all",
+        )
+        drawn = None
+    in_round = drawn or clients
+    if federation.min_replies is not None and in_round is not None and federation.min_replies > in_round:
+        yield (
+            f"federation.min_replies is {federation.min_replies}, but only {in_round} clients take part in a "
+            "round: none could ever count",
+            "federation.min_replies, federation.clients_per_round",
+            f"set federation.min_replies={in_round} or less; null demands every drawn client",
+        )
+
+
+def _backend(config: Config) -> Iterator[Finding]:
+    if config.backend.name == "inprocess" and config.backend.actors > 1:
+        yield (
+            f"backend.actors is {config.backend.actors}, but inprocess trains one client at a time",
+            "backend.name, backend.actors",
+            "set backend=ray for several at once, or backend.actors=1",
+        )
+    if len(set(config.baselines)) < len(config.baselines):
+        yield (
+            "baselines names the same baseline twice",
+            "baselines",
+            "name each once: baselines=[local,centralized]",
+        )
+
+
+_RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
+    _arithmetic,
+    _data,
+    _partition,
+    _targets,
+    _cohort,
+    _backend,
+)
