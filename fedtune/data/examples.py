@@ -29,12 +29,18 @@ class Example:
             Empty for plain text.
         text: Plain text, whose every token the loss sees; None for a conversation.
         columns: The row's other columns as strings: labels to partition by, such as ``site``.
+        input: The ``input`` of an Alpaca row, which also ends the user turn's content after a blank line;
+            the Alpaca template gives it a section of its own. None for every other row.
+
+    Raises:
+        ValueError: It holds neither turns nor text, or both, or does not end with the assistant.
     """
 
     id: str
     turns: tuple[Turn, ...] = ()
     text: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    input: str | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (not self.turns):
