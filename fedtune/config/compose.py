@@ -24,9 +24,17 @@ from fedtune.config.overrides import check_overrides
 from fedtune.config.rules import combination_problems, plugin_problems
 from fedtune.config.schema import Config
 from fedtune.config.validate import shown, validate_json
+from fedtune.config.wire import config_from_json, config_hash, config_to_json, config_to_yaml
 from fedtune.errors import ConfigError, Problem
 
-__all__ = ["compose", "register_resolvers"]
+__all__ = [
+    "compose",
+    "config_from_json",
+    "config_hash",
+    "config_to_json",
+    "config_to_yaml",
+    "register_resolvers",
+]
 
 
 def compose(overrides: Sequence[str], config_dir: Path | str | None = None) -> Config:

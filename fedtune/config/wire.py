@@ -1,9 +1,13 @@
-"""A configuration as one canonical JSON text: what is hashed, kept, and sent from a server to its clients."""
+"""A configuration as text: canonical JSON is hashed and sent from a server to its clients, YAML is kept with a
+run for people to read. Both are parsed by the same strict schema.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+
+import yaml
 
 from fedtune.config.keys import adapter
 from fedtune.config.rules import combination_problems
@@ -11,7 +15,14 @@ from fedtune.config.schema import Config
 from fedtune.config.validate import validate_json
 from fedtune.errors import ConfigError, Problem
 
-__all__ = ["MAX_CONFIG_CHARACTERS", "config_from_json", "config_hash", "config_to_json"]
+__all__ = [
+    "MAX_CONFIG_CHARACTERS",
+    "config_from_json",
+    "config_from_yaml",
+    "config_hash",
+    "config_to_json",
+    "config_to_yaml",
+]
 
 MAX_CONFIG_CHARACTERS = 262_144
 """Longest text that is parsed: a full configuration takes about 2,000 characters."""
@@ -60,3 +71,29 @@ def config_from_json(text: str, *, where: str = "the JSON of a configuration") -
 def config_hash(config: Config) -> str:
     """SHA-256 of the canonical JSON, in hex: equal for equal configurations."""
     return hashlib.sha256(config_to_json(config).encode("ascii")).hexdigest()
+
+
+def config_to_yaml(config: Config) -> str:
+    """The configuration as YAML in the order of the schema, the ``config.yaml`` of a run directory."""
+    values = adapter().dump_python(config, mode="json")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def config_from_yaml(text: str, *, where: str) -> Config:
+    """Parse what :func:`config_to_yaml` wrote.
+
+    Raises:
+        ConfigError: For a text that is not a complete, valid and possible configuration.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            Problem(
+                code="FT107",
+                what=f"this is not YAML: {' '.join(str(error).split())}",
+                where=where,
+                fix="restore the file; fedtune writes it and never needs it edited",
+            )
+        ) from error
+    return config_from_json(json.dumps(values, default=str), where=where)
