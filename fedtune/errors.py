@@ -11,7 +11,8 @@ happened, where, and what to do. All problems of one input are reported together
     ├── UpdateError    FT5xx     exit code 6   a delta that may not count
     ├── FederationError FT6xx    exit code 7   a quorum that was missed, a site that speaks another version
     ├── RunError       FT7xx     exit code 8   a run directory: taken, damaged, out of space
-    └── MachineError   FT8xx     exit code 9   something this machine lacks
+    ├── MachineError   FT8xx     exit code 9   something this machine lacks
+    └── SecureAggregationError FT9xx  exit code 10  a check of the secure sum that failed
 
 Each code has a page under docs/reference/errors/.
 """
@@ -30,6 +31,7 @@ __all__ = [
     "ModelError",
     "Problem",
     "RunError",
+    "SecureAggregationError",
     "TrainingError",
     "UpdateError",
 ]
@@ -118,3 +120,9 @@ class MachineError(FedtuneError):
     """Something that this machine lacks."""
 
     exit_code = 9
+
+
+class SecureAggregationError(FedtuneError):
+    """A check of secure aggregation that failed; nothing was released."""
+
+    exit_code = 10
