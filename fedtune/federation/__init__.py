@@ -1,0 +1,1 @@
+"""Rounds between one server and its sites, on Flower messages."""

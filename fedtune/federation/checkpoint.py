@@ -1,0 +1,81 @@
+"""A round's end on disk: the global adapter and where it stands.
+
+``checkpoints/NNNN/`` holds ``adapter.safetensors`` and ``state.json``; the run directory writes the folder
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from fedtune.errors import Problem, RunError
+from fedtune.models.adapter import Adapter, AdapterSpec
+from fedtune.observability.run_directory import RunDirectory
+
+__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+
+VERSION = 1
+KEPT = 2
+"""A kill between a checkpoint and its round's last event redoes that round from the one before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """State of a federation after a round.
+
+    Attributes:
+        round: The last round it contains.
+        adapter: The global adapter.
+    """
+
+    round: int
+    adapter: Adapter
+
+
+def save_checkpoint(run: RunDirectory, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint and remove all but the newest `KEPT`.
+
+    Raises:
+        RunError: The disk is full or fails; nothing that was there is lost.
+    """
+    state = {"v": VERSION, "round": checkpoint.round}
+    run.write_checkpoint(
+        checkpoint.round,
+        {"adapter.safetensors": save(checkpoint.adapter), "state.json": json.dumps(state).encode()},
+    )
+    for old in run.checkpoints()[:-KEPT]:
+        shutil.rmtree(run.checkpoint_path(old), ignore_errors=True)
+
+
+def load_checkpoint(run: RunDirectory, round_number: int, spec: AdapterSpec) -> Checkpoint:
+    """Read the checkpoint of a round.
+
+    Raises:
+        RunError: FT710, it is missing, damaged, or of another adapter.
+    """
+    path = run.checkpoint_path(round_number)
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        adapter = load_file(path / "adapter.safetensors")
+        if state["v"] != VERSION or state["round"] != round_number:
+            raise ValueError(f"it says version {state['v']}, round {state['round']}")
+        if {name: array.shape for name, array in adapter.items()} != dict(spec.shapes):
+            raise ValueError("its tensors are not those of the configured adapter")
+        return Checkpoint(
+            round=round_number,
+            adapter={name: adapter[name].astype(spec.dtype, copy=False) for name in spec.shapes},
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(
+            Problem(
+                code="FT710",
+                what=f"The checkpoint of round {round_number} cannot be used: {error}.",
+                where=str(path),
+                fix="Restore the folder from a backup, or start again under another name.",
+            )
+        ) from None

@@ -1,0 +1,184 @@
+"""The site's half of a round, as a Flower ClientApp.
+
+The same handlers serve a virtual client of a simulation and a hospital's own process; what differs is how
+a `Site` is found for a Flower context, which the caller passes in.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+import fedtune
+from fedtune.data.seeds import derive_seed
+from fedtune.errors import FedtuneError, Problem, TrainingError
+from fedtune.evaluation.loss import held_out_loss
+from fedtune.federation.site import Site, WalkPosition
+from fedtune.federation.wire import (
+    PROTOCOL,
+    EvaluateReply,
+    EvaluateRequest,
+    Failure,
+    HelloReply,
+    HelloRequest,
+    TrainReply,
+    TrainRequest,
+    arrays_of,
+    content,
+    parse,
+)
+from fedtune.models.adapter import FACTORS
+from fedtune.models.hardware import set_threads
+from fedtune.training.train import train
+from fedtune.training.walk import examples_for_round
+from fedtune.updates.codec import from_arrays, to_arrays
+from fedtune.updates.protect import protect
+
+__all__ = ["build_client_app"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
+    """Make the ClientApp that answers ``query.hello``, ``train`` and ``evaluate``.
+
+    Guarantee: a handler always answers. What it could not do is a `Failure` with a code and a sentence;
+    the traceback stays in the site's own log.
+
+    Args:
+        find_site: Gives the site that a Flower context stands for.
+    """
+    app = ClientApp()
+
+    def answering(handle: Callable[[Message, Site], Message]) -> Callable[[Message, Context], Message]:
+        def answer(message: Message, context: Context) -> Message:
+            name = "?"
+            try:
+                site = find_site(context)
+                name = site.name
+                set_threads(site.threads)
+                return handle(message, site)
+            except FedtuneError as error:
+                problem = error.problems[0]
+                logger.warning("%s refused %s: %s", name, message.metadata.message_type, error)
+                failure = Failure(site=name, code=problem.code, reason=problem.what)
+            except MemoryError:
+                failure = Failure(site=name, code="FT403", reason="The site ran out of memory.")
+            except Exception as error:
+                # Its words may quote a record: they stay here, and only the type leaves.
+                logger.exception("%s failed at %s", name, message.metadata.message_type)
+                failure = Failure(site=name, code="FT609", reason=f"Unexpected {type(error).__name__}.")
+            return Message(content(failure), reply_to=message)
+
+        return answer
+
+    # flwr's decorators give back the function unchanged; what matters is that they register it.
+    app.query("hello")(answering(_hello))
+    app.train()(answering(_train))
+    app.evaluate()(answering(_evaluate))
+    return app
+
+
+def _hello(message: Message, site: Site) -> Message:
+    request = parse(message, HelloRequest)
+    if request.protocol != PROTOCOL:
+        raise TrainingError(
+            Problem(
+                code="FT601",
+                what=f"The server speaks protocol {request.protocol}, this site {PROTOCOL}.",
+                where=f"site {site.name}, fedtune {fedtune.__version__}",
+                fix="Install the same fedtune on the server and on every site.",
+            )
+        )
+    info = site.model().info
+    reply = HelloReply(
+        protocol=PROTOCOL,
+        version=fedtune.__version__,
+        site=site.name,
+        train_examples=len(site.train),
+        held_out_examples=len(site.held_out),
+        skipped_rows=site.skipped_rows,
+        base_name=info.name,
+        base_hash=info.hash,
+        parameters=info.parameters,
+        adapter_parameters=info.adapter_parameters,
+        quantization=info.quantization,
+        compute_dtype=info.compute_dtype,
+        load_seconds=info.load_seconds,
+    )
+    return Message(content(reply), reply_to=message)
+
+
+def _train(message: Message, site: Site) -> Message:
+    request = parse(message, TrainRequest)
+    training, seed = site.config.training, site.config.seed
+    model = site.model()
+    model.load_adapter(from_arrays(arrays_of(message), model.spec, FACTORS, where=_from_server(message)))
+    started = time.time()
+    position = WalkPosition(site.state_dir, site.name)
+    walk = examples_for_round(
+        len(site.train),
+        start=position.before(request.round),
+        count_per_step=training.examples_per_step,
+        steps=training.steps_per_round,
+        seed=seed,
+        site=site.name,
+    )
+    result = train(
+        model,
+        [[site.train[row] for row in rows] for rows in walk.steps],
+        config=training,
+        factors=request.factors,
+        first_step=request.first_step,
+        total_steps=request.total_steps,
+        seed=derive_seed(seed, "train", site.name, request.round),
+        on_step=None if site.on_step is None else partial(site.on_step, site.name, request.round),
+    )
+    position.advance(request.round, walk.end)
+    reply = TrainReply(
+        site=site.name,
+        round=request.round,
+        examples=result.examples,
+        tokens=result.tokens,
+        response_tokens=result.response_tokens,
+        steps=result.steps,
+        loss_before=result.loss_before,
+        loss_after=result.loss_after,
+        started=started,
+        finished=time.time(),
+        peak_memory_mib=result.peak_memory_mib,
+    )
+    return Message(content(reply, to_arrays(protect(result.delta))), reply_to=message)
+
+
+def _evaluate(message: Message, site: Site) -> Message:
+    request = parse(message, EvaluateRequest)
+    model = site.model()
+    model.load_adapter(from_arrays(arrays_of(message), model.spec, FACTORS, where=_from_server(message)))
+    started = time.time()
+    if site.held_out:
+        result = held_out_loss(
+            model, site.held_out, microbatch_tokens=site.config.evaluation.microbatch_tokens
+        )
+        loss, tokens, examples = result.loss, result.tokens, result.examples
+    else:
+        loss, tokens, examples = None, 0, 0
+    reply = EvaluateReply(
+        site=site.name,
+        round=request.round,
+        loss=loss,
+        tokens=tokens,
+        examples=examples,
+        started=started,
+        finished=time.time(),
+    )
+    return Message(content(reply), reply_to=message)
+
+
+def _from_server(message: Message) -> str:
+    return f"the server's message {message.metadata.message_type}"

@@ -1,0 +1,95 @@
+"""The Flower ServerApp: a run's configuration arrives as one JSON string, and rounds go to a run directory.
+
+The process that starts a run (``fedtune simulate``) opens its folder, writes the configuration and the
+``run_started`` event, and decides from which round to go on; the app, in the same process or in Flower's, does
+the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from pydantic import TypeAdapter
+
+from fedtune.aggregation.registry import aggregator
+from fedtune.config.schema import Config
+from fedtune.config.wire import config_from_json
+from fedtune.errors import FedtuneError
+from fedtune.federation.checkpoint import Checkpoint, load_checkpoint
+from fedtune.federation.rounds import Federation
+from fedtune.models.adapted import adapter_spec
+from fedtune.models.adapter import Adapter, AdapterSpec, initial_adapter
+from fedtune.observability.events import RunFinished, RunStarted, Split, read_events
+from fedtune.observability.memory import peak_memory_mib
+from fedtune.observability.run_directory import RunDirectory
+
+__all__ = ["CLIENTS_KEY", "CONFIG_KEY", "SPLIT_KEY", "build_server_app", "run_federation"]
+
+CONFIG_KEY, CLIENTS_KEY, SPLIT_KEY = "fedtune-config", "fedtune-clients", "fedtune-split"
+"""Keys of Flower's run config: the resolved configuration as JSON, how many clients there are, and what a
+simulation knows of the labels at each site (JSON, or empty)."""
+
+
+def build_server_app() -> ServerApp:
+    """Make the ServerApp that runs the federation which its run config describes."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        config = config_from_json(str(context.run_config[CONFIG_KEY]))
+        split_json = str(context.run_config[SPLIT_KEY])
+        split = TypeAdapter(Split).validate_json(split_json) if split_json else None
+        with RunDirectory.create(Path(config.runs_dir) / config.name, resume=True) as run:
+            try:
+                run_federation(
+                    grid,
+                    config,
+                    run,
+                    expected_clients=int(context.run_config[CLIENTS_KEY]),
+                    split=split,
+                )
+            except FedtuneError as error:
+                run.events.append(
+                    RunFinished(
+                        status="failed",
+                        reason=str(error),
+                        seconds=0.0,
+                        load_seconds=0.0,
+                        peak_memory_mib=peak_memory_mib(),
+                    )
+                )
+                raise
+
+    return app
+
+
+def run_federation(
+    grid: Grid, config: Config, run: RunDirectory, *, expected_clients: int, split: Split | None
+) -> Adapter:
+    """Run the rounds that the run directory still lacks and return the final global adapter.
+
+    The last ``run_started`` event says after which round to go on; its checkpoint gives the adapter.
+
+    Raises:
+        FedtuneError: As `Federation.run_rounds` and `load_checkpoint`.
+    """
+    spec = adapter_spec(config.model, config.peft)
+    return Federation(
+        grid=grid,
+        config=config,
+        run=run,
+        spec=spec,
+        aggregator=aggregator(config.aggregation),
+        expected_clients=expected_clients,
+        split=split,
+    ).run_rounds(_start(config, run, spec))
+
+
+def _start(config: Config, run: RunDirectory, spec: AdapterSpec) -> Checkpoint:
+    sessions = [event for event in read_events(run.events.path) if isinstance(event, RunStarted)]
+    done = sessions[-1].resumed_after if sessions else None
+    if done:
+        return load_checkpoint(run, done, spec)
+    return Checkpoint(round=0, adapter=initial_adapter(spec, config.seed))

@@ -1,0 +1,99 @@
+"""A site as the federation sees it, and the one thing it remembers between rounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from fedtune.config.schema import Config
+from fedtune.errors import Problem, RunError
+from fedtune.observability.disk import write_atomic
+
+if TYPE_CHECKING:
+    from fedtune.data.tokenize import TokenizedExample
+    from fedtune.models.adapted import AdaptedModel
+    from fedtune.training.train import StepReport
+
+__all__ = ["Site", "WalkPosition"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What a client needs to answer a server.
+
+    Attributes:
+        name: The site's name, unique in the federation.
+        config: The configuration it works by.
+        train: Rows to train on, tokenized; their order is the order of the data, not of training.
+        held_out: Rows that never train anything.
+        skipped_rows: Bad rows that were left out.
+        state_dir: Folder of what it remembers between rounds.
+        model: Gives the base model with an adapter; the same object at every call.
+        threads: CPU threads of training and evaluation; they decide the rounding, so they are fixed.
+        on_step: Told of the site, the round and of each optimizer step, for a progress display.
+    """
+
+    name: str
+    config: Config
+    train: Sequence[TokenizedExample]
+    held_out: Sequence[TokenizedExample]
+    skipped_rows: int
+    state_dir: Path
+    model: Callable[[], AdaptedModel]
+    threads: int
+    on_step: Callable[[str, int, StepReport], None] | None = None
+
+
+class WalkPosition:
+    """How many examples a site has consumed, kept by round on its own disk.
+
+    A round that is asked for again (a retry, or a run resumed after its server was killed) starts where
+    it started the first time, so it trains on the same examples and gives the same delta. The server
+    neither sends nor sees the position: it cannot make a site train on the same rows twice.
+
+    Guarantee: after a kill at any instant the file holds the state before or after a call of `advance`.
+    """
+
+    KEPT_ROUNDS = 8
+
+    def __init__(self, state_dir: Path, site: str) -> None:
+        self._path = state_dir / f"{quote(site, safe='')}.json"
+
+    def before(self, round_number: int) -> int:
+        """Return the examples consumed in all rounds before this one."""
+        earlier = {done: end for done, end in self._read().items() if done < round_number}
+        return earlier[max(earlier)] if earlier else 0
+
+    def advance(self, round_number: int, end: int) -> None:
+        """Record that after this round ``end`` examples are consumed; later rounds are forgotten."""
+        kept = {done: at for done, at in self._read().items() if done < round_number}
+        kept[round_number] = end
+        newest = dict(sorted(kept.items())[-self.KEPT_ROUNDS :])
+        body = {"v": 1, "consumed_after_round": {str(done): at for done, at in newest.items()}}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self._path, json.dumps(body).encode())
+
+    def _read(self) -> dict[int, int]:
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        try:
+            body = json.loads(text)
+            rounds = {int(done): int(at) for done, at in body["consumed_after_round"].items()}
+            if body["v"] != 1 or any(value < 0 for value in (*rounds, *rounds.values())):
+                raise ValueError("version or range")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise RunError(
+                Problem(
+                    code="FT720",
+                    what="The record of which examples were already used is damaged.",
+                    where=str(self._path),
+                    fix="Restore it from a backup, or start a run under another name.",
+                )
+            ) from None
+        return rounds

@@ -1,0 +1,212 @@
+"""What server and sites say to each other: typed requests and replies inside Flower records.
+
+A message's `RecordDict` holds a `ConfigRecord` named ``fedtune`` with one JSON string under ``json``, and,
+where an adapter or a delta travels, an `ArrayRecord` named ``arrays``. JSON is parsed into the frozen classes
+below and into nothing else: an unknown field, a wrong type, a number out of range or a missing field is
+an `UpdateError`, and nothing that arrives is ever imported or unpickled.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from fedtune.errors import Problem, UpdateError
+from fedtune.models.adapter import Factor
+
+__all__ = [
+    "PROTOCOL",
+    "EvaluateReply",
+    "EvaluateRequest",
+    "Failure",
+    "HelloReply",
+    "HelloRequest",
+    "TrainReply",
+    "TrainRequest",
+    "arrays_of",
+    "content",
+    "parse",
+    "parse_reply",
+]
+
+PROTOCOL = 1
+"""Version of the messages; both sides must speak the same one."""
+
+MAX_JSON_CHARACTERS = 65_536
+RECORD, ARRAYS = "fedtune", "arrays"
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=4_096)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class HelloRequest:
+    """Asks a site who it is and whether it is ready: its data is read and its base model loaded."""
+
+    kind: Literal["hello"] = "hello"
+    protocol: Count = PROTOCOL
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class HelloReply:
+    kind: Literal["hello"] = "hello"
+    protocol: Count
+    version: Text
+    site: Text
+    train_examples: Count
+    held_out_examples: Count
+    skipped_rows: Count
+    base_name: Text
+    base_hash: Text
+    parameters: Count
+    adapter_parameters: Count
+    quantization: Text
+    compute_dtype: Text
+    load_seconds: Seconds
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainRequest:
+    """Asks for one round of local training, starting from the adapter in ``arrays``."""
+
+    kind: Literal["train"] = "train"
+    round: Annotated[int, Field(ge=1, le=2**31)]
+    factors: Annotated[tuple[Factor, ...], Field(min_length=1, max_length=2)]
+    first_step: Count
+    """Position of the round's first step on the federation's learning-rate schedule."""
+    total_steps: Annotated[int, Field(ge=1, le=2**53)]
+    """Length of that schedule: rounds x steps per round."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainReply:
+    """Comes with the delta in ``arrays``."""
+
+    kind: Literal["train"] = "train"
+    site: Text
+    round: Count
+    examples: Count
+    tokens: Count
+    response_tokens: Count
+    steps: Count
+    loss_before: Finite
+    loss_after: Finite
+    started: Seconds
+    finished: Seconds
+    peak_memory_mib: Seconds
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvaluateRequest:
+    """Asks for the held-out loss of the adapter in ``arrays``."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    round: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvaluateReply:
+    """``loss`` is null at a site that holds nothing out."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    site: Text
+    round: Count
+    loss: Finite | None
+    tokens: Count
+    examples: Count
+    started: Seconds
+    finished: Seconds
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Failure:
+    """A site could not do what was asked: a stable code and one sentence."""
+
+    kind: Literal["failure"] = "failure"
+    site: Text
+    code: Text
+    reason: Text
+
+
+T = TypeVar("T")
+Body = HelloRequest | HelloReply | TrainRequest | TrainReply | EvaluateRequest | EvaluateReply | Failure
+
+
+def content(body: Body, arrays: ArrayRecord | None = None) -> RecordDict:
+    """Pack a request or a reply, and the arrays that go with it, into a message's content."""
+    text = TypeAdapter(type(body)).dump_json(body).decode()
+    records: dict[str, Any] = {RECORD: ConfigRecord({"json": text})}
+    if arrays is not None:
+        records[ARRAYS] = arrays
+    return RecordDict(records)
+
+
+def parse(message: Message, kind: type[T]) -> T:
+    """Read the typed body of a message.
+
+    Raises:
+        UpdateError: FT520, with every field that is missing, unknown or out of range.
+    """
+    where = f"message {message.metadata.message_type} from node {message.metadata.src_node_id}"
+    try:
+        text = message.content[RECORD]["json"]  # type: ignore[index, call-overload]
+    except (KeyError, TypeError, ValueError):
+        raise UpdateError(_problem(f"a {kind.__name__} was expected, got no JSON record", where)) from None
+    if not isinstance(text, str) or len(text) > MAX_JSON_CHARACTERS:
+        raise UpdateError(
+            _problem(f"the JSON record must be text of at most {MAX_JSON_CHARACTERS} characters", where)
+        )
+    try:
+        # JSON has no tuples: validate_json's strict mode knows that an array may become one.
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        raise UpdateError(
+            [
+                _problem(
+                    f"{detail['msg']}, got {str(detail['input'])[:80]!r}",
+                    f"{where}, field {'.'.join(map(str, detail['loc'])) or '(whole record)'}",
+                )
+                for detail in error.errors(include_url=False)
+            ]
+        ) from None
+
+
+def parse_reply(message: Message, kind: type[T]) -> T | Failure:
+    """Read a reply that may be a `Failure` instead.
+
+    Raises:
+        UpdateError: FT520, the reply is neither.
+    """
+    try:
+        return parse(message, Failure)
+    except UpdateError:
+        return parse(message, kind)
+
+
+def arrays_of(message: Message) -> ArrayRecord:
+    """Return the arrays that came with a message, unread.
+
+    Raises:
+        UpdateError: FT520, there are none.
+    """
+    record = message.content.get(ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        raise UpdateError(
+            _problem("arrays were expected, got none", f"message {message.metadata.message_type}")
+        )
+    return record
+
+
+def _problem(what: str, where: str) -> Problem:
+    return Problem(
+        code="FT520",
+        what=what,
+        where=where,
+        fix="Install the same fedtune on the server and on every site.",
+    )

@@ -1,0 +1,90 @@
+"""What to compare a federation with: each site alone, and all rows in one place.
+
+Both get the federation's budget of optimizer steps and its settings. ``local`` trains one adapter for each
+site, for as many steps as that site took in the federation, and tests it on that site's held-out rows.
+``centralized`` trains one adapter on the pooled rows, for as many steps as all sites took together, and
+tests it at every site. Both train A and B.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+from fedtune.data.seeds import derive_seed
+from fedtune.data.tokenize import TokenizedExample
+from fedtune.evaluation.loss import held_out_loss
+from fedtune.models.adapter import FACTORS, initial_adapter
+from fedtune.models.hardware import set_threads
+from fedtune.observability.events import BaselineFinished, Event
+from fedtune.simulation.sites import VirtualSites
+from fedtune.training.train import train
+from fedtune.training.walk import examples_for_round
+
+__all__ = ["missing_baselines", "run_baseline"]
+
+Baseline = tuple[Literal["local", "centralized"], int | None]
+"""``("local", index of the site)`` or ``("centralized", None)``."""
+
+
+def missing_baselines(sites: VirtualSites, events: Iterable[Event]) -> list[Baseline]:
+    """Return the configured baselines that no event reports yet, in the order to run them."""
+    done = {(event.kind, event.site) for event in events if isinstance(event, BaselineFinished)}
+    wanted: list[Baseline] = []
+    for kind in sites.config.baselines:
+        if kind == "centralized":
+            wanted.append((kind, None))
+        else:
+            wanted += [(kind, index) for index in range(len(sites)) if sites.site(index).train]
+    names = sites.partition.names
+    return [
+        (kind, index) for kind, index in wanted if (kind, None if index is None else names[index]) not in done
+    ]
+
+
+def run_baseline(sites: VirtualSites, baseline: Baseline) -> BaselineFinished:
+    """Train and test one baseline, from the same seeded start as the federation."""
+    kind, index = baseline
+    config = sites.config
+    every = [sites.site(number) for number in range(len(sites))]
+    chosen = every if index is None else [every[index]]
+    rows: list[TokenizedExample] = [row for site in chosen for row in site.train]
+    active = sum(1 for site in chosen if site.train)
+    steps = config.federation.rounds * config.training.steps_per_round * active
+    name = "centralized" if index is None else chosen[0].name
+    started = time.perf_counter()
+    set_threads(sites.threads)
+    model = sites.model()
+    model.load_adapter(initial_adapter(model.spec, config.seed))
+    walk = examples_for_round(
+        len(rows),
+        start=0,
+        count_per_step=config.training.examples_per_step,
+        steps=steps,
+        seed=config.seed,
+        site=f"{kind}/{name}",
+    )
+    train(
+        model,
+        [[rows[row] for row in step] for step in walk.steps],
+        config=config.training,
+        factors=FACTORS,
+        first_step=0,
+        total_steps=steps,
+        seed=derive_seed(config.seed, "baseline", kind, name),
+    )
+    losses = {
+        site.name: held_out_loss(
+            model, site.held_out, microbatch_tokens=config.evaluation.microbatch_tokens
+        ).loss
+        for site in chosen
+        if site.held_out
+    }
+    return BaselineFinished(
+        kind=kind,
+        site=None if index is None else name,
+        held_out_loss=losses,
+        steps=steps,
+        seconds=time.perf_counter() - started,
+    )

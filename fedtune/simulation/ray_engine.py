@@ -1,0 +1,223 @@
+"""The same two apps on Flower's Ray engine, as ``flwr run`` starts it.
+
+A SuperLink in simulation mode is started on loopback, on ports of its own and with a Flower home of its own
+inside the run directory, the bundle is submitted, and both are gone when the run is over. The ServerApp runs
+in Flower's simulation process and writes the run directory; this process follows its event log.
+
+What is Flower's and could move with its version is here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedtune.config.schema import Config
+from fedtune.config.wire import config_to_json
+from fedtune.errors import FederationError, MachineError, Problem
+from fedtune.federation.server import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY
+from fedtune.models.hardware import physical_cores
+from fedtune.observability.events import Event, RunFinished, Split, parse_event
+from fedtune.simulation.bundle import write_bundle
+
+__all__ = ["run_on_ray"]
+
+START_SECONDS = 60.0
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "NO_COLOR": "1",
+}
+
+
+def run_on_ray(
+    config: Config,
+    folder: Path,
+    *,
+    clients: int,
+    split: Split | None,
+    observers: Sequence[Callable[[Event], None]],
+) -> None:
+    """Run the federation's rounds on Flower's simulation engine and wait for the end.
+
+    Args:
+        config: The whole configuration.
+        folder: The run directory; this process must not hold it open.
+        clients: How many virtual clients there are.
+        split: What is known of the labels at each site.
+        observers: Called with each event that the run writes.
+
+    Raises:
+        MachineError: FT810, Ray is not installed.
+        FederationError: FT608, the engine ended without finishing the rounds; its log is named.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MachineError(
+            Problem(
+                code="FT810",
+                what="backend=ray needs Ray, which is not installed.",
+                where="backend.name",
+                fix='Run: pip install "flwr[simulation]", or use backend=inprocess.',
+            )
+        )
+    home = folder / "flower"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    bundle = write_bundle(home / "bundle")
+    (home / "run.toml").write_text(
+        f"{CONFIG_KEY} = {json.dumps(config_to_json(config))}\n"
+        f"{CLIENTS_KEY} = {clients}\n"
+        f"{SPLIT_KEY} = {json.dumps(_split_json(split))}\n",
+        encoding="utf-8",
+    )
+    environment = os.environ | QUIET | {"FLWR_HOME": str(home)}
+    log, events = home / "flower.log", _Tail(folder / "rounds.jsonl", observers)
+    with log.open("wb") as output, _superlink(home, environment, output) as connection:
+        cores = physical_cores()
+        engine = (
+            f"num-supernodes={clients} client-resources-num-cpus={max(1, cores // config.backend.actors)} "
+            f"init-args-num-cpus={max(cores, config.backend.actors)}"
+        )
+        submitted = _spawn(
+            [_script("flwr"), "run", str(bundle), connection, "--stream"]
+            + ["--run-config", str(home / "run.toml"), "--federation-config", engine],
+            environment,
+            output,
+        )
+        with _stopped_at_the_end(submitted):
+            while submitted.poll() is None:
+                events.read()
+                time.sleep(0.2)
+    events.read()
+    rounds = config.federation.rounds
+    if isinstance(events.last, RunFinished) or events.finished_rounds < rounds:
+        reason = events.last.reason if isinstance(events.last, RunFinished) else "The engine ended early."
+        raise FederationError(
+            Problem(
+                code="FT608",
+                what=f"Flower's simulation engine did not finish the {rounds} rounds. {reason}",
+                where=str(log),
+                fix="Read the end of that log, then run again with resume=true.",
+            )
+        )
+    shutil.rmtree(home, ignore_errors=True)
+
+
+class _Tail:
+    """Follows an event log that another process writes."""
+
+    def __init__(self, path: Path, observers: Sequence[Callable[[Event], None]]) -> None:
+        self._path, self._observers = path, observers
+        self._offset = path.stat().st_size
+        self.last: Event | None = None
+        self.finished_rounds = 0
+
+    def read(self) -> None:
+        with self._path.open("rb") as log:
+            log.seek(self._offset)
+            lines = log.read()
+        whole = lines[: lines.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            self.last = event = parse_event(line, where=str(self._path))
+            if event.name_on_disk == "round_finished":
+                self.finished_rounds = event.round
+            for observer in self._observers:
+                observer(event)
+
+
+def _split_json(split: Split | None) -> str:
+    if split is None:
+        return ""
+    return json.dumps({"labels": split.labels, "counts": split.counts})
+
+
+@contextmanager
+def _superlink(home: Path, environment: dict[str, str], output: object) -> Iterator[str]:
+    """Start a SuperLink for simulations on free loopback ports; yields the name of the connection."""
+    port, control = _free_ports(2)
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "run"\n\n[superlink.run]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
+        encoding="utf-8",
+    )
+    command = [_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--control-api-address", f"127.0.0.1:{control}"]
+    process = _spawn(command, environment, output)
+    with _stopped_at_the_end(process):
+        deadline = time.monotonic() + START_SECONDS
+        while not _listens(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise FederationError(
+                    Problem(
+                        code="FT608",
+                        what="Flower's SuperLink did not start.",
+                        where=str(home / "flower.log"),
+                        fix="Read the end of that log.",
+                    )
+                )
+            time.sleep(0.1)
+        yield "run"
+
+
+def _script(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def _spawn(command: list[str], environment: dict[str, str], output: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603  # our own scripts, no shell
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,  # type: ignore[arg-type]
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+    )
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to stop this child when its parent dies, even by SIGKILL (prctl, PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+@contextmanager
+def _stopped_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for stop in (signal.SIGTERM, signal.SIGKILL):
+            if process.poll() is None:
+                os.killpg(process.pid, stop)
+                try:
+                    process.wait(timeout=15)
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,66 @@
+"""What the model says before and after: answers to held-out prompts, for a person to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedtune.data.examples import Example
+from fedtune.evaluation.generate import generate
+from fedtune.models.adapter import Adapter, initial_adapter
+from fedtune.models.hardware import set_threads
+from fedtune.observability.events import Generated
+from fedtune.simulation.sites import VirtualSites
+
+__all__ = ["generate_samples"]
+
+
+def generate_samples(sites: VirtualSites, adapter: Adapter) -> Iterator[Generated]:
+    """Answer ``evaluation.generations`` held-out prompts with the base and with the federated model.
+
+    The prompts are the first held-out rows of the sites in turn, so they come from different sites as long
+    as there are enough of them. In a simulation all rows are this machine's own; a deployed site sends no text.
+
+    Args:
+        sites: The sites, whose held-out rows are asked.
+        adapter: The federated adapter.
+
+    Yields:
+        One event a prompt.
+    """
+    config = sites.config
+    chosen = _prompts(sites, config.evaluation.generations)
+    if not chosen:
+        return
+    set_threads(sites.threads)
+    model = sites.model()
+    prompts = [example for _, example in chosen]
+    answers: list[list[str]] = []
+    for weights in (initial_adapter(model.spec, config.seed), adapter):
+        model.load_adapter(weights)
+        answers.append(
+            generate(model, prompts, data=config.data, max_new_tokens=config.evaluation.max_new_tokens)
+        )
+    for (site, example), before, after in zip(chosen, *answers, strict=True):
+        yield Generated(
+            site=site, prompt=_asked(example), reference=_expected(example), before=before, after=after
+        )
+
+
+def _prompts(sites: VirtualSites, count: int) -> list[tuple[str, Example]]:
+    held_out = [sites.held_out_examples(index) for index in range(len(sites))]
+    depth = max((len(rows) for rows in held_out), default=0)
+    in_turn = [
+        (sites.partition.names[index], rows[level])
+        for level in range(depth)
+        for index, rows in enumerate(held_out)
+        if level < len(rows) and rows[level].turns
+    ]
+    return in_turn[:count]
+
+
+def _asked(example: Example) -> str:
+    return "\n".join(turn.content for turn in example.turns[:-1] if turn.role != "system")
+
+
+def _expected(example: Example) -> str:
+    return example.turns[-1].content

@@ -1,0 +1,143 @@
+"""The virtual clients of a simulation: one dataset, split among sites that share a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context
+
+from fedtune.config.schema import Config
+from fedtune.config.wire import config_from_json
+from fedtune.data.examples import Example
+from fedtune.data.load import load_examples
+from fedtune.data.partition import Partition, label_counts, partition, split_held_out
+from fedtune.data.tokenize import TokenizedExample, tokenize_all
+from fedtune.federation.server import CONFIG_KEY
+from fedtune.federation.site import Site
+from fedtune.models.adapted import AdaptedModel, load_tokenizer, shared_adapted_model
+from fedtune.models.hardware import physical_cores
+from fedtune.observability.events import Split
+from fedtune.training.train import StepReport
+
+__all__ = ["VirtualSites", "load_sites", "site_of_context"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VirtualSites:
+    """All sites of a simulated federation. Rows are tokenized when a site is first asked for them.
+
+    Attributes:
+        config: The whole configuration.
+        examples: Every usable row of the dataset.
+        partition: Which rows are whose.
+        skipped_rows: Bad rows that were left out.
+        on_step: Told of each optimizer step at any site.
+    """
+
+    config: Config
+    examples: Sequence[Example]
+    partition: Partition
+    skipped_rows: int
+    on_step: Callable[[str, int, StepReport], None] | None = None
+    _tokenized: dict[int, tuple[list[TokenizedExample], list[TokenizedExample]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def __len__(self) -> int:
+        return len(self.partition.names)
+
+    def site(self, index: int) -> Site:
+        """Return site ``index`` of the partition, in its order."""
+        train, held_out = self._rows(index)
+        return Site(
+            name=self.partition.names[index],
+            config=self.config,
+            train=train,
+            held_out=held_out,
+            skipped_rows=self.skipped_rows,
+            state_dir=Path(self.config.runs_dir) / self.config.name / "sites",
+            model=self.model,
+            threads=self.threads,
+            on_step=self.on_step,
+        )
+
+    def model(self) -> AdaptedModel:
+        """Return the base model with its adapter: one for all sites of this process."""
+        return shared_adapted_model(
+            self.config.model,
+            self.config.peft,
+            gradient_checkpointing=self.config.training.gradient_checkpointing,
+        )
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of one training process: as configured, else the physical cores, shared by actors."""
+        backend = self.config.backend
+        share = backend.actors if backend.name == "ray" else 1
+        return self.config.training.threads or max(1, physical_cores() // share)
+
+    def held_out_examples(self, index: int) -> list[Example]:
+        """Return the held-out rows of a site, before tokenization."""
+        rows = self.partition.indices[index]
+        return [self.examples[rows[row]] for row in self._split(index).held_out]
+
+    def split(self) -> Split | None:
+        """Return how many rows of each label each site has, for the report."""
+        labels, counts = label_counts(self.examples, self.partition, self.config.partition)
+        return Split(labels=tuple(labels), counts=tuple(tuple(int(n) for n in row) for row in counts))
+
+    def _rows(self, index: int) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
+        if index not in self._tokenized:
+            rows, split = self.partition.indices[index], self._split(index)
+            self._tokenized[index] = (
+                self._tokenize(rows[split.train]),
+                self._tokenize(rows[split.held_out]),
+            )
+        return self._tokenized[index]
+
+    def _split(self, index: int) -> HeldOutSplit:
+        return split_held_out(
+            len(self.partition.indices[index]),
+            self.config.data,
+            seed=self.config.seed,
+            site=self.partition.names[index],
+        )
+
+    def _tokenize(self, rows: np.ndarray) -> list[TokenizedExample]:
+        return tokenize_all(
+            [self.examples[row] for row in rows], load_tokenizer(self.config.model), self.config.data
+        )
+
+
+def load_sites(config: Config) -> VirtualSites:
+    """Read the dataset and split it among the sites.
+
+    Raises:
+        DataError: Every problem of the rows, or of the split.
+    """
+    data = load_examples(config.data)
+    return VirtualSites(
+        config=config,
+        examples=data.examples,
+        partition=partition(data.examples, config.partition, config.seed),
+        skipped_rows=len(data.skipped),
+    )
+
+
+@lru_cache(maxsize=1)
+def sites_of_process(config_json: str) -> VirtualSites:
+    """Return the sites of a configuration, read once in a process: for Ray's actors."""
+    return load_sites(config_from_json(config_json))
+
+
+def site_of_context(context: Context) -> Site:
+    """Return the virtual site that a node of Flower's simulation engine stands for.
+
+    The run config holds the configuration as JSON; the node config holds Flower's ``partition-id``.
+    """
+    sites = sites_of_process(str(context.run_config[CONFIG_KEY]))
+    return sites.site(int(context.node_config["partition-id"]))
