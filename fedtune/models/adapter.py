@@ -101,7 +101,7 @@ class AdapterSpec:
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """``(name of A, name of B)`` of each adapted layer, in sorted order."""
-        return tuple((name, self.partner(name)) for name in self.names(("A",)))
+        return tuple((name, self.partner(name)) for name in self.shapes if self.factor(name) == "A")
 
 
 def _rebuild(shapes: dict[str, tuple[int, ...]], scaling: float, dtype: str) -> AdapterSpec:
