@@ -46,15 +46,16 @@ def disk_errors(path: Path, *, kept: str) -> Iterator[None]:
                 code="FT705",
                 what=f"there is no space left to write this file ({error.strerror}); kept: {kept}",
                 where=str(path),
-                fix="free some space, or set runs_dir= to a larger disk; then go on with resume=true",
+                fix="free some space, or move the run's folder to a larger disk and set runs_dir= to it; "
+                "then go on with resume=true",
             )
         else:
             problem = Problem(
                 code="FT707",
                 what=f"this cannot be written ({error.strerror}); kept: {kept}",
                 where=str(error.filename or path),
-                fix="check that the folder is writable and its disk healthy, or set runs_dir= to another; "
-                "then go on with resume=true",
+                fix="check that the folder is there, is writable and its disk healthy; then go on with "
+                "resume=true",
             )
         raise RunError(problem) from error
 

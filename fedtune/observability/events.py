@@ -115,7 +115,7 @@ def parse_event(line: str | bytes, *, where: str = "event") -> Event:
     if not isinstance(record, dict) or not isinstance(record.get("event"), str) or "v" not in record:
         raise RunError(_damaged('a line must be an object with "v" and "event"', where))
     version, name = record.pop("v"), record.pop("event")
-    if version != EVENT_VERSION:
+    if version is True or version != EVENT_VERSION:
         raise RunError(_newer(f"the line has version {version!r}, known is {EVENT_VERSION}", where))
     kind = EVENT_TYPES.get(name)
     if kind is None:

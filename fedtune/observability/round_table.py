@@ -1,0 +1,76 @@
+"""What each round did, as a table: one row a round, round 0 being the evaluation of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fedtune.observability.events import (
+    ClientEvaluated,
+    ClientFailed,
+    ClientTrained,
+    Event,
+    RoundAggregated,
+    RoundFinished,
+    RoundStarted,
+)
+from fedtune.observability.statistics import mean
+from fedtune.observability.timing import covered_seconds, work_intervals
+
+__all__ = ["round_table"]
+
+
+def round_table(kept: Iterable[Event]) -> list[dict[str, Any]]:
+    """Return one row a round, in order.
+
+    Args:
+        kept: Events after the resume rule.
+
+    Returns:
+        Rows with ``round``, ``finished``, ``clients`` (those whose delta counted), ``failed``, ``factors``,
+        ``held_out_loss`` (mean over the sites evaluated), ``held_out_losses`` (by site), ``loss_before`` and
+        ``loss_after`` (training loss, means over clients), ``aggregation_error``, ``exact``, ``tokens``,
+        ``tokens_per_second``, ``uplink_bytes`` and ``downlink_bytes`` (sums), ``peak_memory_mib``, and where
+        the time went: ``training_seconds``, ``evaluation_seconds``, ``other_seconds``.
+    """
+    by_round: dict[int, list[Event]] = {}
+    for event in kept:
+        if isinstance(event, _OF_A_ROUND):
+            by_round.setdefault(event.round, []).append(event)
+    return [_row(number, by_round[number]) for number in sorted(by_round)]
+
+
+_OF_A_ROUND = (RoundStarted, ClientTrained, ClientFailed, RoundAggregated, ClientEvaluated, RoundFinished)
+
+
+def _row(number: int, events: Sequence[Event]) -> dict[str, Any]:
+    trained = [event for event in events if isinstance(event, ClientTrained)]
+    evaluated = [event for event in events if isinstance(event, ClientEvaluated)]
+    started = next((event for event in events if isinstance(event, RoundStarted)), None)
+    aggregated = next((event for event in events if isinstance(event, RoundAggregated)), None)
+    finished = next((event for event in events if isinstance(event, RoundFinished)), None)
+    training = covered_seconds(work_intervals(trained))
+    working = covered_seconds(work_intervals(events))
+    span = max(event.time for event in events) - started.time if started else working
+    tokens = sum(event.tokens for event in trained)
+    return {
+        "round": number,
+        "finished": finished is not None,
+        "clients": [event.client for event in trained],
+        "failed": [event.client for event in events if isinstance(event, ClientFailed)],
+        "factors": list(started.factors) if started else [],
+        "held_out_loss": mean(event.loss for event in evaluated),
+        "held_out_losses": {event.client: event.loss for event in evaluated},
+        "loss_before": mean(event.loss_before for event in trained),
+        "loss_after": mean(event.loss_after for event in trained),
+        "aggregation_error": aggregated.aggregation_error if aggregated else None,
+        "exact": aggregated.exact if aggregated else None,
+        "tokens": tokens,
+        "tokens_per_second": tokens / training if training > 0 else None,
+        "uplink_bytes": sum(event.uplink_bytes for event in trained),
+        "downlink_bytes": sum(event.downlink_bytes for event in trained),
+        "peak_memory_mib": max((event.peak_memory_mib for event in trained), default=None),
+        "training_seconds": training,
+        "evaluation_seconds": working - training,
+        "other_seconds": max(0.0, span - working),
+    }

@@ -1,0 +1,165 @@
+"""A run in one object: what ``fedtune report RUN --json`` prints, computed from the events alone.
+
+The keys are an interface; docs/reference/rounds.md says what each means. Rules that are not plain from a key:
+
+* Means over sites are unweighted, and ``base`` and ``federated`` are over the same sites: those evaluated
+  before the first round and after the last finished one. A site whose evaluation failed is left out of both;
+  a site whose loss was not a number makes the mean null, since leaving it out would flatter the run.
+* ``local`` and ``centralized`` are null unless they were measured at every one of those sites.
+* Seconds add up over the sessions of a resumed run. A session that was killed counts up to its last event.
+* Work that a resume voided has cost its time: it counts in ``seconds``, and as covered in
+  ``overhead_fraction``, but in no loss, no traffic and no number of tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from fedtune.observability.events import (
+    BaselineFinished,
+    ClientEvaluated,
+    ClientFailed,
+    ClientTrained,
+    Event,
+    ModelLoaded,
+    RoundAggregated,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+    Sites,
+    effective_events,
+)
+from fedtune.observability.round_table import round_table
+from fedtune.observability.statistics import mean
+from fedtune.observability.timing import covered_seconds, overhead_fraction, sessions, work_intervals
+
+__all__ = ["summarise"]
+
+E = TypeVar("E", bound=Event)
+
+
+def summarise(events: Iterable[Event]) -> dict[str, Any]:
+    """Sum up a run, finished or not.
+
+    Args:
+        events: All events of its log, in order, voided ones included.
+
+    Returns:
+        A JSON-ready object; a number that was not measured is None. ``status`` is ``unfinished`` while the
+        last session has no ``run_finished``: it goes on, or was killed.
+    """
+    recorded = list(events)
+    kept = effective_events(recorded)
+    spans = sessions(recorded)
+    peaks = [event.peak_memory_mib for event in recorded if isinstance(event, ClientTrained | RunFinished)]
+    return {
+        **_identity(kept),
+        "sessions": len(spans),
+        "seconds": math.fsum(span.seconds for span in spans),
+        "load_seconds": math.fsum(span.load_seconds for span in spans),
+        "overhead_fraction": overhead_fraction(recorded),
+        **_losses(kept),
+        **_aggregation(kept),
+        **_work(kept),
+        "peak_memory_mib": max(peaks, default=None),
+        "failures": [
+            {key: getattr(event, key) for key in ("round", "client", "stage", "code", "reason")}
+            for event in _of(kept, ClientFailed)
+        ],
+        "round_table": round_table(kept),
+    }
+
+
+def _of(events: Iterable[Event], kind: type[E]) -> list[E]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def _identity(kept: Sequence[Event]) -> dict[str, Any]:
+    started = _of(kept, RunStarted)[-1:]
+    loaded = _of(kept, ModelLoaded)[-1:]
+    sites = _of(kept, Sites)[-1:]
+    finished = _of(kept, RunFinished)[-1:]
+    return {
+        "name": started[0].name if started else None,
+        "status": finished[0].status if finished else "unfinished",
+        "reason": finished[0].reason if finished else None,
+        "version": started[0].version if started else None,
+        "model": loaded[0].name if loaded else None,
+        "rounds": sum(event.round > 0 for event in _of(kept, RoundFinished)),
+        "clients": len(sites[0].sites) if sites else 0,
+        "skipped_rows": sites[0].skipped_rows if sites else 0,
+    }
+
+
+def _losses(kept: Sequence[Event]) -> dict[str, Any]:
+    evaluated = {(event.round, event.client): event.loss for event in _of(kept, ClientEvaluated)}
+    done = {event.round for event in _of(kept, RoundFinished) if event.round > 0} & {
+        round_ for round_, _ in evaluated
+    }
+    last = max(done, default=None)
+    rows = {site.name: site.train_examples for event in _of(kept, Sites)[-1:] for site in event.sites}
+    names = [*rows, *dict.fromkeys(name for _, name in evaluated if name not in rows)]
+    baselines = _of(kept, BaselineFinished)
+    alone = {event.site: event.held_out_loss.get(event.site) for event in baselines if event.site is not None}
+    pooled = {
+        name: loss for event in baselines if event.site is None for name, loss in event.held_out_loss.items()
+    }
+    sites = {}
+    for name in names:
+        federated, local = evaluated.get((last, name)) if last is not None else None, alone.get(name)
+        sites[name] = {
+            "train_examples": rows.get(name),
+            "base": evaluated.get((0, name)),
+            "federated": federated,
+            "local": local,
+            "centralized": pooled.get(name),
+            "better_than_local": None if federated is None or local is None else federated < local,
+        }
+    compared = [
+        name for name in names if (0, name) in evaluated and (last is None or (last, name) in evaluated)
+    ]
+    means = {
+        key: mean(sites[name][key] for name in compared)
+        for key in ("base", "federated", "local", "centralized")
+    }
+    return {
+        "held_out_loss": means,
+        "federated_gain_over_centralized_gain": _gain_ratio(means),
+        "sites": sites,
+        "sites_compared": compared,
+        "not_better_than_local": [name for name in names if sites[name]["better_than_local"] is False],
+        "last_evaluated_round": last,
+    }
+
+
+def _gain_ratio(means: dict[str, float | None]) -> float | None:
+    base, federated, centralized = means["base"], means["federated"], means["centralized"]
+    if base is None or federated is None or centralized is None or base == centralized:
+        return None
+    return (base - federated) / (base - centralized)
+
+
+def _aggregation(kept: Sequence[Event]) -> dict[str, Any]:
+    aggregated = _of(kept, RoundAggregated)
+    errors = [event.aggregation_error for event in aggregated]
+    return {
+        "aggregation_error": max((error for error in errors if error is not None), default=None),
+        "aggregation_errors": errors,
+        "exact": all(event.exact for event in aggregated) if aggregated else None,
+    }
+
+
+def _work(kept: Sequence[Event]) -> dict[str, Any]:
+    trained = _of(kept, ClientTrained)
+    tokens = sum(event.tokens for event in trained)
+    seconds = covered_seconds(work_intervals(trained))
+    return {
+        "uplink_bytes": mean(event.uplink_bytes for event in trained),
+        "downlink_bytes": mean(event.downlink_bytes for event in trained),
+        "uplink_bytes_total": sum(event.uplink_bytes for event in trained),
+        "downlink_bytes_total": sum(event.downlink_bytes for event in trained),
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds if seconds > 0 else None,
+    }

@@ -1,0 +1,88 @@
+"""How long a run took, over all its sessions, and how much of that its clients were at work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fedtune.observability.events import (
+    BaselineFinished,
+    ClientEvaluated,
+    ClientTrained,
+    Event,
+    Generated,
+    ModelLoaded,
+    RunFinished,
+    RunStarted,
+)
+
+__all__ = ["Session", "covered_seconds", "overhead_fraction", "sessions", "work_intervals"]
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One process's part of a run.
+
+    Attributes:
+        seconds: From the start of loading to the last evaluation; to the last event of a killed session.
+        load_seconds: The part of it that loading took.
+    """
+
+    seconds: float
+    load_seconds: float
+
+
+def covered_seconds(intervals: Iterable[Interval]) -> float:
+    """Return the length of the union of [start, end] intervals; one that ends before it starts is empty."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        if end > max(start, reached):
+            total += end - max(start, reached)
+            reached = end
+    return total
+
+
+def work_intervals(events: Iterable[Event]) -> list[Interval]:
+    """Return the intervals in which a client trained or evaluated."""
+    return [
+        (event.started, event.finished)
+        for event in events
+        if isinstance(event, ClientTrained | ClientEvaluated)
+    ]
+
+
+def sessions(recorded: Sequence[Event]) -> list[Session]:
+    """Split a log at each ``run_started``; voided events belong to the session that recorded them."""
+    starts = [index for index, event in enumerate(recorded) if isinstance(event, RunStarted)]
+    ends = [*starts, len(recorded)][1:]
+    return [_session(recorded[start:end]) for start, end in zip(starts, ends, strict=True)]
+
+
+def _session(events: Sequence[Event]) -> Session:
+    for event in reversed(events):
+        if isinstance(event, RunFinished):
+            return Session(seconds=event.seconds, load_seconds=event.load_seconds)
+    # Baselines and generations come after the federation and are not part of its time.
+    times = [event.time for event in events if not isinstance(event, BaselineFinished | Generated)]
+    loading = math.fsum(event.seconds for event in events if isinstance(event, ModelLoaded))
+    return Session(seconds=max(0.0, max(times) - events[0].time), load_seconds=loading)
+
+
+def overhead_fraction(recorded: Sequence[Event]) -> float | None:
+    """Return the share of the time after loading in which no client trained or evaluated.
+
+    Args:
+        recorded: All events of a log, voided ones included: their work has cost its time.
+
+    Returns:
+        Between 0 and 1; None if no time has passed after loading.
+    """
+    spans = sessions(recorded)
+    after_loading = math.fsum(span.seconds - span.load_seconds for span in spans)
+    if after_loading <= 0:
+        return None
+    covered = covered_seconds(work_intervals(recorded))
+    return min(1.0, max(0.0, 1.0 - covered / after_loading))
