@@ -4,18 +4,20 @@ Shapes: n clients; a layer has B (out, r) and A (r, in). Client i has the share 
 which are the received ones plus its delta; the new global factors are B', A'. Bars are weighted means.
 
 The error of a layer is E = sum_i p_i B_i A_i - B' A'. As B' and A' are nearly the means, the terms of this
-difference almost cancel, and for float32 factors rounding would hide an error of 0. With D_i = B_i - B' and
-F_i = A_i - A' it is, exactly,
+difference almost cancel, and for float32 factors rounding would hide an error of 0. With any client n as the
+reference it is, exactly,
 
-    E = sum_i p_i D_i F_i  +  B' (A-bar - A')  +  (B-bar - B') A'
+    E = sum_{i != n} p_i (B_i - B') (A_i - A_n)  +  (B-bar - B') A_n  +  B' (A-bar - A')
 
-where nothing large is subtracted any more. This is one product L R of stacked factors, L (out, K) and
-R (K, in) with K = (n + 2) r, so that
+(multiply out, with sum_i p_i = 1), where nothing large is subtracted any more: each difference of factors is
+taken between deltas. This is one product L R of stacked factors, L (out, K) and R (K, in), K = (n + 1) r, so
 
     ||E||_F^2 = trace(R^T L^T L R) = sum of the entries of (L^T L) * (R R^T)
 
-and no (out, in) matrix is ever formed. For ``fedavg`` in exact arithmetic the last two terms vanish and E is
-the clients' cross-covariance (the interference term of Sun et al., FFA-LoRA, ICLR 2024, section 3).
+and no (out, in) matrix is ever formed. The mean of the products is the same L times R with A-bar in the place
+of A-bar - A'. For ``fedavg`` in exact arithmetic the last two terms vanish, and E is the cross-covariance of
+the clients' factors, sum_i p_i (B_i - B-bar) (A_i - A-bar), which Sun et al. (FFA-LoRA, ICLR 2024, section 3)
+name as what separate averaging loses.
 """
 
 from __future__ import annotations
@@ -86,10 +88,11 @@ class ErrorMeter:
         total = sum(weight for _, weight in self._clients)
         if not 0 < total < inf:
             raise UpdateError(problem_of_total(len(self._clients), total))
-        shares = [(delta, weight / total) for delta, weight in self._clients]
+        deltas = [delta for delta, _ in self._clients]
+        shares = np.array([weight / total for _, weight in self._clients])
         squared_error = squared_mean = 0.0
         for name_A, name_B in self._pairs:
-            layer = self._squared_norms(shares, name_A, name_B, new_global)
+            layer = self._squared_norms(deltas, shares, name_A, name_B, new_global)
             squared_error += layer[0]
             squared_mean += layer[1]
         if squared_mean == 0:
@@ -97,34 +100,41 @@ class ErrorMeter:
         return sqrt(squared_error / squared_mean)
 
     def _squared_norms(
-        self, shares: list[tuple[Delta, float]], name_A: str, name_B: str, new_global: Adapter
+        self, deltas: list[Delta], shares: Matrix, name_A: str, name_B: str, new_global: Adapter
     ) -> tuple[float, float]:
         """Return ||E||_F^2 and ||E + B' A'||_F^2 of one layer."""
         new_A, new_B = _float64(new_global[name_A]), _float64(new_global[name_B])
         moved_A, moved_B = new_A - self._received[name_A], new_B - self._received[name_B]
-        mean_A, mean_B = np.zeros_like(new_A), np.zeros_like(new_B)  # of F_i and of D_i
-        terms: list[tuple[Matrix, Matrix]] = []
-        for delta, share in shares:
-            # X_i - X' = delta_i - (X' - X): small numbers from small numbers.
-            far_A, far_B = _change(delta, name_A) - moved_A, _change(delta, name_B) - moved_B
-            mean_A += share * far_A
-            mean_B += share * far_B
-            terms.append((share * far_B, far_A))
-        terms += [(new_B, mean_A), (mean_B, new_A)]
-        # A frozen factor makes its terms zero: an exact method pays for one term, not for n + 2.
-        terms = [(left, right) for left, right in terms if left.any() and right.any()]
-        # Last, B' A' itself: all entries give the mean's norm, those without it the error's.
-        terms.append((new_B, new_A))
-        left, right = np.hstack([term[0] for term in terms]), np.vstack([term[1] for term in terms])
-        gram = (left.T @ left) * (right @ right.T)
-        errors = left.shape[1] - new_B.shape[1]
+        changes_A = [_change(delta, name_A, new_A) for delta in deltas]
+        changes_B = [_change(delta, name_B, new_B) for delta in deltas]
+        lost_A = changes_A[-1] - moved_A  # becomes A-bar - A'
+        lost_B = shares[-1] * (changes_B[-1] - moved_B)  # becomes B-bar - B'
+        lefts: list[Matrix] = []
+        rights: list[Matrix] = []
+        for change_A, change_B, share in zip(changes_A[:-1], changes_B[:-1], shares[:-1], strict=True):
+            lefts.append(share * (change_B - moved_B))
+            rights.append(np.subtract(change_A, changes_A[-1], dtype=np.float64))
+            lost_B += lefts[-1]
+            lost_A += share * rights[-1]
+        if not any(np.any(right) for right in rights) or not any(np.any(left) for left in lefts):
+            lefts, rights = [], []  # one factor is frozen: an exact method does not pay for these terms
+        last_A = self._received[name_A] + changes_A[-1].astype(np.float64)
+        left = np.hstack([*lefts, lost_B, new_B])
+        right = np.vstack([*rights, last_A, lost_A, new_A + lost_A])
+        gram_left, gram_right = left.T @ left, right @ right.T
+        of_error, rank = np.arange(left.shape[1]), new_A.shape[0]
+        of_mean = np.concatenate([of_error[:-rank], of_error[-rank:] + rank])
         # A squared norm that is zero can come out as -1e-40.
-        return max(0.0, float(gram[:errors, :errors].sum())), max(0.0, float(gram.sum()))
+        return (
+            max(0.0, float(np.vdot(gram_left, gram_right[np.ix_(of_error, of_error)]))),
+            max(0.0, float(np.vdot(gram_left, gram_right[np.ix_(of_mean, of_mean)]))),
+        )
 
 
 def _float64(tensor: np.ndarray[Any, Any]) -> Matrix:
     return tensor.astype(np.float64)
 
 
-def _change(delta: Delta, name: str) -> Matrix | float:
-    return _float64(delta.tensors[name]) if name in delta.tensors else 0.0
+def _change(delta: Delta, name: str, like: Matrix) -> np.ndarray[Any, Any]:
+    """Return a client's change of a tensor; that of a frozen one is zero, and takes no memory."""
+    return delta.tensors.get(name, np.broadcast_to(np.float64(0.0), like.shape))
