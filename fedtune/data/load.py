@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
+from fedtune.config.keys import similar
+from fedtune.config.rules import COLUMN_ROLES
 from fedtune.config.schema import DataConfig
 from fedtune.data.examples import Example
 from fedtune.data.parse import Row, locate, parse_file
-from fedtune.data.rows import ROLES, choose_format, read_row
+from fedtune.data.rows import choose_format, read_row
 from fedtune.errors import DataError, Problem
 
 __all__ = ["DATASETS_GROUP", "Findings", "LoadedData", "dataset_names", "load_examples", "read_all"]
@@ -180,14 +181,14 @@ def _config_problems(data: DataConfig) -> list[Problem]:
         if data.files.count(path) > 1
     )
     for role in data.columns:
-        if role not in ROLES:
-            guess = difflib.get_close_matches(role, ROLES, n=1)
+        if role not in COLUMN_ROLES:
+            guess = similar(role, COLUMN_ROLES)
             problems.append(
                 Problem(
                     code="FT218",
-                    what=f"expected one of the roles {', '.join(ROLES)}, got {role!r}",
+                    what=f"expected one of the roles {', '.join(COLUMN_ROLES)}, got {role!r}",
                     where=f"data.columns.{role}",
-                    fix=f"did you mean {guess[0]!r}?" if guess else "write data.columns={ROLE: COLUMN}",
+                    fix=f"did you mean {guess}?" if guess else "write data.columns={ROLE: COLUMN}",
                 )
             )
     return problems
@@ -198,13 +199,13 @@ def _read_plugin(data: DataConfig) -> Findings:
     found = entry_points(group=DATASETS_GROUP, name=data.source)
     if not found:
         names = dataset_names()
-        guess = difflib.get_close_matches(data.source, names, n=1)
+        guess = similar(data.source, names)
         raise DataError(
             Problem(
                 code="FT215",
                 what=f"expected one of {', '.join(names)}, got {data.source!r}",
                 where=where,
-                fix=f"did you mean {guess[0]!r}?"
+                fix=f"did you mean {guess}?"
                 if guess
                 else f"install the package that offers it as a {DATASETS_GROUP} entry point",
             )

@@ -261,7 +261,7 @@ def _parse_csv(path: str, content: bytes, offset: int) -> ParsedFile:
         return broken_file(
             path,
             "FT205",
-            f"expected comma-separated values, got something else by the end of line {reader.line_num}: {error}",
+            f"expected comma-separated values, got something else by line {reader.line_num}: {error}",
             "quote cells that hold commas, quotes or line breaks, and double the quotes inside them",
         )
     finally:

@@ -28,7 +28,7 @@ from fedtune.data.examples import Example, Role, Turn
 from fedtune.data.parse import ParsedFile, Row, describe, locate, undecodable
 from fedtune.errors import Problem
 
-__all__ = ["ROLES", "RowFormat", "choose_format", "read_row"]
+__all__ = ["RowFormat", "choose_format", "read_row"]
 
 _REQUIRED: dict[str, tuple[str, ...]] = {
     # The order in which `auto` tries them: Alpaca files on the Hub often carry a rendered `text` column too.
@@ -38,8 +38,6 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 _OPTIONAL: dict[str, tuple[str, ...]] = {"alpaca": ("input",)}
-ROLES = ("instruction", "input", "output", "prompt", "response", "messages", "text", "id")
-"""What a column can be for, and so what ``data.columns`` can rename."""
 
 _SPEAKERS: dict[str, Role] = {
     "system": "system",
