@@ -14,10 +14,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from fedtune.config import location
 from fedtune.config.overrides import check_overrides
@@ -82,8 +79,8 @@ def _composed(overrides: Sequence[str], *, folder: Path) -> dict[str, Any] | Pro
         with initialize_config_dir(str(folder), version_base="1.3", job_name="fedtune"):
             tree = hydra_compose("config", overrides=list(overrides))
         return _plain(tree)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # hydra, OmegaConf and PyYAML raise what they like for bad input
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         return Problem(
             code="FT108",
             what=f"the configuration cannot be composed: {shown(reason, quoted=False)}",

@@ -171,27 +171,23 @@ def is_known(name: str) -> bool:
 def similar_key(name: str) -> str | None:
     """The full key that a wrong ``name`` most likely means, or None when nothing is near.
 
-    Looks at the whole key, at its last part alone (``learning_rate``), at the initials of that part
-    (``lr``), and at the names that other libraries use for the same thing.
+    What counts is the last part (``learning_rate``): the names that other libraries use for it, the same in
+    another section, one spelled like it in this section or elsewhere, and its initials (``lr``).
     """
-    last = name.rpartition(".")[2].lower()
+    section, _, last = name.lower().rpartition(".")
     if last in _OTHER_NAMES:
         return _OTHER_NAMES[last]
-    exact = [key for key in keys() if key.rpartition(".")[2] == last]
-    if exact:
-        return _nearest(name, exact)
-    near_whole = similar(name, keys())
-    if near_whole is not None and "." in name:
-        return near_whole
     by_part: dict[str, list[str]] = {}
     for key in keys():
-        part = key.rpartition(".")[2]
-        by_part.setdefault(part, []).append(key)
-    near_part = similar(last, by_part)
-    if near_part is not None:
-        return _nearest(name, by_part[near_part])
+        by_part.setdefault(key.rpartition(".")[2], []).append(key)
+    if last in by_part:
+        return _nearest(name, by_part[last])
+    of_section = [part for part, of_part in by_part.items() if f"{section}.{part}" in of_part]
+    part = similar(last, of_section) or similar(last, by_part)
+    if part is not None:
+        return _nearest(name, by_part[part])
     initials = [key for part, of_part in by_part.items() if _initials(part) == last for key in of_part]
-    return _nearest(name, initials) if initials else near_whole
+    return _nearest(name, initials) if initials else None
 
 
 def similar(word: str, known: Iterable[str]) -> str | None:

@@ -138,17 +138,20 @@ def _unknown_options(
     known = options(group, directories)
     problems = []
     for chosen in _choices(override):
-        if chosen is None or chosen in known:
+        if chosen in known:
             continue
-        meant = similar(str(chosen), known)
+        name = "null" if chosen is None else shown(str(chosen), quoted=False)
+        meant = similar(name, known)
         fix = f"did you mean {group}={meant}? " if meant else ""
         fix += "The options are " + ", ".join(known)
-        if group == "model":
+        if chosen is None:
+            fix = f"leave {group} out of the overrides, or choose an option: {', '.join(known)}"
+        elif group == "model":
             fix += "; for any other model set model.name=HF_ID, a folder or a .gguf file"
         problems.append(
             Problem(
                 code="FT102",
-                what=f"the group {group} has no option {shown(str(chosen), quoted=False)}",
+                what=f"the group {group} has no option {name}",
                 where=where,
                 fix=fix,
             )

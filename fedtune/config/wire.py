@@ -1,5 +1,5 @@
-"""A configuration as text: canonical JSON is hashed and sent from a server to its clients, YAML is kept with a
-run for people to read. Both are parsed by the same strict schema.
+"""A configuration as text: canonical JSON is hashed and sent from a server to its clients, YAML is kept with
+a run for people to read. Both are parsed by the same strict schema.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import yaml
 from fedtune.config.keys import adapter
 from fedtune.config.rules import combination_problems
 from fedtune.config.schema import Config
-from fedtune.config.validate import validate_json
+from fedtune.config.validate import shown, validate_json
 from fedtune.errors import ConfigError, Problem
 
 __all__ = [
@@ -76,7 +76,7 @@ def config_hash(config: Config) -> str:
 def config_to_yaml(config: Config) -> str:
     """The configuration as YAML in the order of the schema, the ``config.yaml`` of a run directory."""
     values = adapter().dump_python(config, mode="json")
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def config_from_yaml(text: str, *, where: str) -> Config:
@@ -86,14 +86,15 @@ def config_from_yaml(text: str, *, where: str) -> Config:
         ConfigError: For a text that is not a complete, valid and possible configuration.
     """
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        plain = json.dumps(yaml.safe_load(text), default=str)
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
         raise ConfigError(
             Problem(
                 code="FT107",
-                what=f"this is not YAML: {' '.join(str(error).split())}",
+                what=f"this is not the YAML of a configuration: {shown(reason, quoted=False)}",
                 where=where,
                 fix="restore the file; fedtune writes it and never needs it edited",
             )
         ) from error
-    return config_from_json(json.dumps(values, default=str), where=where)
+    return config_from_json(plain, where=where)

@@ -1,0 +1,118 @@
+"""Impossible combinations: each is refused with its reason, and the fix that it names works."""
+
+import re
+
+import pytest
+
+from fedtune.config.compose import compose
+from fedtune.config.keys import keys
+from fedtune.config.rules import BUILT_IN, COLUMN_ROLES
+from fedtune.errors import ConfigError
+
+# (overrides, words of the reason, overrides that the fix amounts to)
+IMPOSSIBLE = [
+    (["model.compute_dtype=float64"], "nf4 weights cannot be used in float64", ["model.quantization=none"]),
+    (
+        ["model.compute_dtype=float64", "model.quantization=int8"],
+        "int8 weights cannot be used in float64",
+        ["model.compute_dtype=float32"],
+    ),
+    (
+        ["model.compute_dtype=float16", "model.device=cpu"],
+        "float16 on a CPU overflows",
+        ["model.compute_dtype=auto"],
+    ),
+    (
+        ["model.compute_dtype=float64", "model.quantization=none", "training.optimizer=adamw8bit"],
+        "8-bit AdamW keeps no states for float64",
+        ["training.optimizer=adamw"],
+    ),
+    (["data=files", "partition=iid"], "data.files is empty", ["data.files=[rows.jsonl]"]),
+    (["data.files=[rows.jsonl]"], "data.files would be ignored", ["data=files"]),
+    (["data.columns={instructon: q}"], "'instructon'|\"instructon\"", ["~data.columns.instructon"]),
+    (["data.held_out_fraction=1"], "hold out every row", ["data.held_out_fraction=0.05"]),
+    (
+        ["data.max_tokens=600"],
+        "data.max_tokens=600 does not fit into training.microbatch_tokens=512",
+        ["training.microbatch_tokens=600", "evaluation.microbatch_tokens=600"],
+    ),
+    (
+        ["evaluation.microbatch_tokens=100"],
+        "does not fit into evaluation.microbatch_tokens=100",
+        ["data.max_tokens=100"],
+    ),
+    (["partition=natural"], "does not say which column names the site", ["partition.column=site"]),
+    (["partition.clients=4"], "natural makes one client for each value", ["partition.clients=null"]),
+    (["partition.values=[a,b,a]"], "names a site twice", ["partition.values=[a,b]"]),
+    (["partition=iid", "partition.clients=null"], "how many clients", ["partition.clients=6"]),
+    (["partition=dirichlet", "partition.clients=null"], "how many clients", ["partition.clients=6"]),
+    (["partition=quantity", "partition.clients=null"], "how many clients", ["partition.clients=6"]),
+    (["partition=shards", "partition.clients=null"], "how many clients", ["partition.clients=6"]),
+    (["partition=iid", "partition.values=[a]"], "would be ignored", ["partition.values=[]"]),
+    (["partition=dirichlet", "partition.column=null"], "holds the label", ["partition.column=site"]),
+    (["partition=shards", "partition.column=null"], "holds the label", ["partition=iid"]),
+    (["peft.target_modules=[]"], "no layer would get an adapter", ["peft.target_modules=all-linear"]),
+    (["peft.target_modules=q_proj"], "read as a pattern", ["peft.target_modules=[q_proj]"]),
+    (
+        ["federation.clients_per_round=7"],
+        "there are only 6 clients",
+        ["federation.clients_per_round=null"],
+    ),
+    (["federation.min_replies=7"], "only 6 clients take part", ["federation.min_replies=6"]),
+    (
+        ["federation.clients_per_round=3", "federation.min_replies=4"],
+        "only 3 clients take part",
+        ["federation.min_replies=3"],
+    ),
+    (["backend.actors=2"], "trains one client at a time", ["backend=ray"]),
+    (["baselines=[local,local]"], "the same baseline twice", ["baselines=[local,centralized]"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason", "fix"), IMPOSSIBLE, ids=[" ".join(row[0]) for row in IMPOSSIBLE]
+)
+def test_an_impossible_combination_is_refused_with_its_reason(
+    overrides: list[str], reason: str, fix: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides)
+    problems = caught.value.problems
+    assert {problem.code for problem in problems} == {"FT105"}
+    assert any(re.search(reason, problem.what) for problem in problems)
+    for problem in problems:
+        assert all(name in keys() or name == "partition" for name in problem.where.split(", "))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason", "fix"), IMPOSSIBLE, ids=[" ".join(row[0]) for row in IMPOSSIBLE]
+)
+def test_the_nearest_possible_combination_is_possible(
+    overrides: list[str], reason: str, fix: list[str]
+) -> None:
+    compose([*overrides, *fix])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["federation.clients_per_round=6", "federation.min_replies=6"],
+        ["data.held_out_fraction=0"],
+        ["data.max_tokens=512"],
+        ["partition.values=[]", "federation.min_replies=40"],  # how many sites there are is not known yet
+        ["model.compute_dtype=float64", "model.quantization=none"],
+        ["model.compute_dtype=float16"],
+        ["resume=true", "baselines=[local]"],
+        ["peft.target_modules=[q_proj]"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_possible_is_not_refused(overrides: list[str]) -> None:
+    compose(overrides)
+
+
+def test_the_rules_know_the_choices_that_the_schema_documents() -> None:
+    for key, (group, names) in BUILT_IN.items():
+        assert all(f"``{name}``" in keys()[key].description for name in names)
+        assert f"``{group}``" in keys()[key].description
+    assert all(f"``{role}``" in keys()["data.columns"].description for role in COLUMN_ROLES)
