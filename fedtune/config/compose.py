@@ -14,24 +14,18 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from fedtune.config import location
 from fedtune.config.overrides import check_overrides
 from fedtune.config.rules import combination_problems, plugin_problems
 from fedtune.config.schema import Config
 from fedtune.config.validate import shown, validate_json
-from fedtune.config.wire import config_from_json, config_hash, config_to_json, config_to_yaml
 from fedtune.errors import ConfigError, Problem
 
-__all__ = [
-    "compose",
-    "config_from_json",
-    "config_hash",
-    "config_to_json",
-    "config_to_yaml",
-    "register_resolvers",
-]
+__all__ = ["compose", "register_resolvers"]
+
+DEFAULT_NAME = "${timestamp:}"
 
 
 def compose(overrides: Sequence[str], config_dir: Path | str | None = None) -> Config:
@@ -53,14 +47,25 @@ def compose(overrides: Sequence[str], config_dir: Path | str | None = None) -> C
     composed = _composed(checked.accepted, folder=folder)
     if isinstance(composed, Problem):
         raise ConfigError([*checked.problems, composed])
+    values, unnamed = composed
     result = validate_json(
-        json.dumps(composed, default=str), where="the composed configuration", sources=checked.sources
+        json.dumps(values, default=str), where="the composed configuration", sources=checked.sources
     )
     if not isinstance(result, Config):
         raise ConfigError([*checked.problems, *result])
     if checked.problems:
         raise ConfigError(checked.problems)
-    if problems := (*combination_problems(result), *plugin_problems(result)):
+    problems = [*combination_problems(result), *plugin_problems(result)]
+    if result.resume and unnamed:
+        problems.append(
+            Problem(
+                code="FT105",
+                what="resume=true says to go on, but not with which run: the default name is new each time",
+                where="resume, name",
+                fix=f"give the name of the run, a folder under {result.runs_dir}: name=NAME",
+            )
+        )
+    if problems:
         raise ConfigError(problems)
     return result
 
@@ -73,12 +78,16 @@ def register_resolvers() -> None:
     )
 
 
-def _composed(overrides: Sequence[str], *, folder: Path) -> dict[str, Any] | Problem:
+def _composed(overrides: Sequence[str], *, folder: Path) -> tuple[dict[str, Any], bool] | Problem:
+    """The resolved values, and whether the run is left to be named by the clock."""
     register_resolvers()
     try:
         with initialize_config_dir(str(folder), version_base="1.3", job_name="fedtune"):
             tree = hydra_compose("config", overrides=list(overrides))
-        return _plain(tree)
+        # An interpolation is looked at before it is resolved: afterwards any name looks given.
+        unnamed = OmegaConf.to_container(tree)["name"] == DEFAULT_NAME if "name" in tree else False
+        values: dict[str, Any] = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+        return values, unnamed
     except Exception as error:  # hydra, OmegaConf and PyYAML raise what they like for bad input
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return Problem(
@@ -87,10 +96,3 @@ def _composed(overrides: Sequence[str], *, folder: Path) -> dict[str, Any] | Pro
             where=f"{folder} with " + (" ".join(overrides) or "no overrides"),
             fix="correct the override or the YAML file that the message names",
         )
-
-
-def _plain(tree: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-    if not isinstance(plain, dict):  # hydra composes a mapping; anything else is its bug, not the user's
-        raise TypeError(f"hydra composed {type(plain).__name__}, expected a mapping")
-    return {str(key): value for key, value in plain.items()}
