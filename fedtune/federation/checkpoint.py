@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
@@ -62,14 +63,7 @@ def load_checkpoint(run: RunDirectory, round_number: int, spec: AdapterSpec) -> 
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         adapter = load_file(path / "adapter.safetensors")
-        if state["v"] != VERSION or state["round"] != round_number:
-            raise ValueError(f"it says version {state['v']}, round {state['round']}")
-        if {name: array.shape for name, array in adapter.items()} != dict(spec.shapes):
-            raise ValueError("its tensors are not those of the configured adapter")
-        return Checkpoint(
-            round=round_number,
-            adapter={name: adapter[name].astype(spec.dtype, copy=False) for name in spec.shapes},
-        )
+        _check(state, adapter, round_number, spec)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
             Problem(
@@ -79,3 +73,12 @@ def load_checkpoint(run: RunDirectory, round_number: int, spec: AdapterSpec) -> 
                 fix="Restore the folder from a backup, or start again under another name.",
             )
         ) from None
+    ordered = {name: adapter[name].astype(spec.dtype, copy=False) for name in spec.shapes}
+    return Checkpoint(round=round_number, adapter=ordered)
+
+
+def _check(state: Any, adapter: Adapter, round_number: int, spec: AdapterSpec) -> None:
+    if state["v"] != VERSION or state["round"] != round_number:
+        raise ValueError(f"it says version {state['v']}, round {state['round']}")
+    if {name: array.shape for name, array in adapter.items()} != dict(spec.shapes):
+        raise ValueError("its tensors are not those of the configured adapter")

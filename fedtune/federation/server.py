@@ -1,8 +1,8 @@
 """The Flower ServerApp: a run's configuration arrives as one JSON string, and rounds go to a run directory.
 
 The process that starts a run (``fedtune simulate``) opens its folder, writes the configuration and the
-``run_started`` event, and decides from which round to go on; the app, in the same process or in Flower's, does
-the rest.
+``run_started`` event, and decides from which round to go on; the app, in the same process or in Flower's,
+does the rest.
 """
 
 from __future__ import annotations

@@ -83,10 +83,7 @@ class WalkPosition:
         except FileNotFoundError:
             return {}
         try:
-            body = json.loads(text)
-            rounds = {int(done): int(at) for done, at in body["consumed_after_round"].items()}
-            if body["v"] != 1 or any(value < 0 for value in (*rounds, *rounds.values())):
-                raise ValueError("version or range")
+            return _parse(text)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RunError(
                 Problem(
@@ -96,4 +93,11 @@ class WalkPosition:
                     fix="Restore it from a backup, or start a run under another name.",
                 )
             ) from None
-        return rounds
+
+
+def _parse(text: str) -> dict[int, int]:
+    body = json.loads(text)
+    rounds = {int(done): int(at) for done, at in body["consumed_after_round"].items()}
+    if body["v"] != 1 or any(value < 0 for value in (*rounds, *rounds.values())):
+        raise ValueError("another version, or a number below 0")
+    return rounds

@@ -1,8 +1,8 @@
 """The Flower app bundle: two entry points of a few lines, and no fedtune.
 
 Flower packs a folder with a ``pyproject.toml`` and runs what it names. The folder made here holds only
-``server/app.py`` and ``client/app.py``, which import the **installed** fedtune; a copy of fedtune in the bundle
-would shadow the one that was installed and audited.
+``server/app.py`` and ``client/app.py``, which import the **installed** fedtune; a copy of fedtune in the
+bundle would shadow the one that was installed and audited.
 """
 
 from __future__ import annotations

@@ -93,9 +93,9 @@ def run_on_ray(
             f"num-supernodes={clients} client-resources-num-cpus={max(1, cores // config.backend.actors)} "
             f"init-args-num-cpus={max(cores, config.backend.actors)}"
         )
+        options = ["--run-config", str(home / "run.toml"), "--federation-config", engine]
         submitted = _spawn(
-            [_script("flwr"), "run", str(bundle), connection, "--stream"]
-            + ["--run-config", str(home / "run.toml"), "--federation-config", engine],
+            [_script("flwr"), "run", str(bundle), connection, "--stream", *options],
             environment,
             output,
         )

@@ -18,7 +18,7 @@ def generate_samples(sites: VirtualSites, adapter: Adapter) -> Iterator[Generate
     """Answer ``evaluation.generations`` held-out prompts with the base and with the federated model.
 
     The prompts are the first held-out rows of the sites in turn, so they come from different sites as long
-    as there are enough of them. In a simulation all rows are this machine's own; a deployed site sends no text.
+    as there are enough of them. In a simulation all rows are this machine's own; a site sends no text.
 
     Args:
         sites: The sites, whose held-out rows are asked.

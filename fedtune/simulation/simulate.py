@@ -16,12 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 import fedtune
 from fedtune.config.compose import compose
 from fedtune.config.schema import Config
-from fedtune.config.wire import config_to_json
+from fedtune.config.wire import config_to_json, config_to_yaml
 from fedtune.errors import FedtuneError, Problem, RunError
 from fedtune.export.adapter import save_adapter
 from fedtune.export.card import write_model_card
@@ -107,7 +105,7 @@ def simulate(overrides: Sequence[str] = (), *, observers: Sequence[Observer] = (
         The finished run.
 
     Raises:
-        FedtuneError: With every problem that was found; complete rounds are kept, and ``resume=true`` goes on.
+        FedtuneError: With every problem that was found. Complete rounds are kept: ``resume=true`` goes on.
     """
     started = time.time()
     config = compose(overrides)
@@ -162,7 +160,7 @@ class _Session:
         """Write the configuration and after which round this session goes on."""
         path, config = self.run.path, self.config
         done = self._complete_rounds() if self.run.resumed else None
-        self.run.write_config(yaml.safe_dump(_values(config), sort_keys=True, allow_unicode=True))
+        self.run.write_config(config_to_yaml(config))
         self.run.events.append(
             RunStarted(
                 time=self.started,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -60,13 +61,10 @@ def test_a_failure_is_told_from_a_reply() -> None:
     assert parse_reply(message(content(REPLY)), TrainReply) == REPLY
 
 
-@given(text=st.text(max_size=200) | JSON.map(json.dumps))
-def test_any_text_gives_an_update_error_or_a_valid_body(text: str) -> None:
-    for kind in (TrainRequest, TrainReply, Failure):
-        try:
-            parse(with_json(text), kind)
-        except UpdateError as error:
-            assert {problem.code for problem in error.problems} == {"FT520"}
+@given(text=st.text(max_size=200) | JSON.map(json.dumps), kind=st.sampled_from([TrainRequest, TrainReply, Failure]))
+def test_any_text_gives_an_update_error_or_a_valid_body(text: str, kind: type) -> None:
+    with suppress(UpdateError):
+        assert isinstance(parse(with_json(text), kind), kind)
 
 
 @given(field=st.sampled_from(sorted(json.loads(content(REPLY)["fedtune"]["json"]))), value=JSON)

@@ -1,0 +1,151 @@
+"""Asking sites and waiting: whoever does not answer as asked is named, and nobody is waited for for ever."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp import Grid
+
+from fedtune.errors import FederationError, Problem, UpdateError
+from fedtune.federation.wire import Body, EvaluateReply, Failure, HelloReply, TrainReply, content, parse_reply
+from fedtune.observability.events import ClientFailed, Event
+
+__all__ = ["Dialogue", "Stage"]
+
+logger = logging.getLogger(__name__)
+
+Stage = Literal["hello", "train", "evaluate"]
+MESSAGE_TYPES: Mapping[Stage, str] = {"hello": "query.hello", "train": "train", "evaluate": "evaluate"}
+NODE_WAIT_SECONDS = 120.0
+"""How long the server waits for its clients to appear before the first round."""
+
+Reply = TypeVar("Reply", HelloReply, TrainReply, EvaluateReply)
+
+
+@dataclass(kw_only=True)
+class Dialogue:
+    """The server's end of the conversation with all sites.
+
+    Guarantees:
+        * A reply counts once: a second one to the same question is dropped.
+        * Each site that was asked either has its reply accepted or is recorded as failed, with a reason.
+
+    Attributes:
+        grid: Flower's way to the clients.
+        timeout_seconds: How long to wait for the replies to one question.
+        record: Where events go.
+        nodes: Flower's node of each site, by name, as far as they are known.
+        failures: Everyone who failed so far.
+    """
+
+    grid: Grid
+    timeout_seconds: float
+    record: Callable[[Event], None]
+    nodes: dict[str, int] = field(default_factory=dict)
+    failures: list[ClientFailed] = field(default_factory=list)
+
+    def wait_for_nodes(self, expected: int) -> dict[str, int]:
+        """Wait until the expected number of nodes is connected; their names are not known yet.
+
+        Raises:
+            FederationError: FT604, they did not appear in time.
+        """
+        deadline = time.monotonic() + NODE_WAIT_SECONDS
+        while len(nodes := sorted(self.grid.get_node_ids())) < expected:
+            if time.monotonic() > deadline:
+                raise FederationError(
+                    Problem(
+                        code="FT604",
+                        what=f"{len(nodes)} of {expected} clients appeared in {NODE_WAIT_SECONDS:.0f} s.",
+                        where="start of the federation",
+                        fix="Look into the clients' logs, then run again with resume=true.",
+                    )
+                )
+            time.sleep(0.1)
+        return {f"node {node}": node for node in nodes}
+
+    def ask(
+        self,
+        stage: Stage,
+        round_number: int,
+        body: Body,
+        *,
+        to: Iterable[str],
+        expect: type[Reply],
+        arrays: ArrayRecord | None = None,
+        accept: Callable[[str, Reply, Message], None] | None = None,
+    ) -> dict[str, Reply]:
+        """Ask sites one thing and return the acceptable replies, by name, in order of arrival.
+
+        Args:
+            stage: What it is about, for the record.
+            round_number: Round, 0 before the first.
+            body: The request.
+            to: Names of the sites.
+            expect: Type of the reply.
+            arrays: Adapter that goes with the request.
+            accept: Looks at a reply and its message; an `UpdateError` from it makes the site a failed one.
+        """
+        request = content(body, arrays)
+        names = {self.nodes[name]: name for name in to}
+        messages = [Message(request, node, MESSAGE_TYPES[stage]) for node in names]
+        silent, good = dict(names), dict[str, Reply]()
+        for message in self.grid.send_and_receive(messages, timeout=self.timeout_seconds):
+            name = silent.pop(message.metadata.src_node_id, None)
+            if name is None:
+                continue
+            try:
+                reply = _reply(message, expect)
+                if isinstance(reply, Failure):
+                    self.fail(stage, round_number, name, reply.code, reply.reason)
+                    continue
+                if accept is not None:
+                    accept(name, reply, message)
+                good[name] = reply
+            except UpdateError as error:
+                self.fail(stage, round_number, name, error.problems[0].code, error.problems[0].what)
+        for name in silent.values():
+            self.fail(stage, round_number, name, "FT606", f"No reply within {self.timeout_seconds:g} s.")
+        return good
+
+    def fail(self, stage: Stage, round_number: int, name: str, code: str, reason: str) -> None:
+        """Record that a site failed, and why."""
+        logger.warning("round %d: %s failed at %s: %s %s", round_number, name, stage, code, reason)
+        failure = ClientFailed(round=round_number, client=name, stage=stage, code=code, reason=reason)
+        self.failures.append(failure)
+        self.record(failure)
+
+    def require(self, round_number: int, usable: int, wanted: int) -> None:
+        """Stop where fewer sites are usable than the round's contract demands.
+
+        Raises:
+            FederationError: FT607, with everyone who failed in this round.
+        """
+        if usable >= wanted:
+            return
+        failed = [
+            f"{event.client} at {event.stage} ({event.code}: {event.reason})"
+            for event in self.failures
+            if event.round == round_number
+        ]
+        raise FederationError(
+            Problem(
+                code="FT607",
+                what=f"{usable} usable replies where {wanted} are required. "
+                f"Failed: {'; '.join(failed) or 'nobody'}.",
+                where=f"round {round_number}, federation.min_replies",
+                fix="Mend the named sites and run again with resume=true, or lower federation.min_replies.",
+            )
+        )
+
+
+def _reply(message: Message, expect: type[Reply]) -> Reply | Failure:
+    if message.has_error():
+        reason = message.error.reason or "Flower gave no reason."
+        return Failure(site="?", code="FT605", reason=reason[:4_000])
+    return parse_reply(message, expect)
