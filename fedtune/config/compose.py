@@ -10,11 +10,11 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fedtune.config import location
 from fedtune.config.overrides import check_overrides
@@ -84,10 +84,9 @@ def _composed(overrides: Sequence[str], *, folder: Path) -> tuple[dict[str, Any]
     try:
         with initialize_config_dir(str(folder), version_base="1.3", job_name="fedtune"):
             tree = hydra_compose("config", overrides=list(overrides))
-        # An interpolation is looked at before it is resolved: afterwards any name looks given.
-        unnamed = OmegaConf.to_container(tree)["name"] == DEFAULT_NAME if "name" in tree else False
-        values: dict[str, Any] = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-        return values, unnamed
+        # Looked at before it is resolved: afterwards any name looks given.
+        unnamed = _container(tree, resolve=False).get("name") == DEFAULT_NAME
+        values = _container(tree, resolve=True)
     except Exception as error:  # hydra, OmegaConf and PyYAML raise what they like for bad input
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return Problem(
@@ -96,3 +95,8 @@ def _composed(overrides: Sequence[str], *, folder: Path) -> tuple[dict[str, Any]
             where=f"{folder} with " + (" ".join(overrides) or "no overrides"),
             fix="correct the override or the YAML file that the message names",
         )
+    return values, unnamed
+
+
+def _container(tree: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(tree, resolve=resolve, throw_on_missing=True))

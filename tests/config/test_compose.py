@@ -170,6 +170,13 @@ def test_a_name_that_is_neither_built_in_nor_installed_is_refused() -> None:
     assert "did you mean fedavg?" in problem.fix
 
 
+def test_resuming_needs_a_name() -> None:
+    (problem,) = problems_of("resume=true")
+    assert problem.where == "resume, name"
+    assert compose(["resume=true", "name=20250131-093000-125"]).resume
+    assert compose(["resume=true", "experiment=demo"]).name == "demo"
+
+
 def test_keys_of_a_mapping_are_the_users_own() -> None:
     wanted = {"instruction": "question", "output": "answer"}
     assert compose(["data.columns={instruction: question, output: answer}"]).data.columns == wanted

@@ -14,9 +14,8 @@ PACKAGE = Path(__file__).parents[2] / "fedtune"
 
 def test_the_page_is_what_the_command_writes() -> None:
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
-    assert page == reference_page(), (
-        "run: python -m fedtune.config.reference > docs/reference/configuration.md"
-    )
+    # To renew it: python -m fedtune.config.reference > docs/reference/configuration.md
+    assert page == reference_page()
 
 
 def test_every_key_has_a_row() -> None:
@@ -24,13 +23,17 @@ def test_every_key_has_a_row() -> None:
     assert all(f"| `{name}` |" in page for name in keys())
 
 
-@pytest.mark.parametrize("family", ["1", "8"])
-def test_every_code_that_is_raised_has_a_page_with_its_three_parts(family: str) -> None:
-    source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
-    codes = set(re.findall(rf'"(FT{family}\d\d)"', source))
-    assert codes
-    for code in sorted(codes):
-        page = (DOCS / "errors" / f"{code}.md").read_text(encoding="utf-8")
-        assert page.startswith(f"# {code}: "), code
-        assert f"    {code}: " in page, f"{code} shows no example of its message"
-        assert "## What to do" in page, code
+CODES = sorted(
+    {
+        code
+        for path in PACKAGE.rglob("*.py")
+        for code in re.findall(r'"(FT\d\d\d)"', path.read_text(encoding="utf-8"))
+    }
+)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_that_is_raised_has_a_page_with_an_example(code: str) -> None:
+    page = (DOCS / "errors" / f"{code}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {code}: ")
+    assert page.count(f"{code}: ") > 1, "the page shows no example of the message"

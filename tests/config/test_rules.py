@@ -102,7 +102,7 @@ def test_the_nearest_possible_combination_is_possible(
         ["partition.values=[]", "federation.min_replies=40"],  # how many sites there are is not known yet
         ["model.compute_dtype=float64", "model.quantization=none"],
         ["model.compute_dtype=float16"],
-        ["resume=true", "baselines=[local]"],
+        ["resume=true", "name=demo", "baselines=[local]"],
         ["peft.target_modules=[q_proj]"],
     ],
     ids=" ".join,
