@@ -150,6 +150,9 @@ def _bad_bytes(path: str, row: int | None, error: UnicodeDecodeError, start: int
 
 def _json_problem(path: str, row: int | None, error: Exception) -> Problem:
     what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, json.JSONDecodeError):
+        place = f"line {error.lineno}, " if row is None else ""
+        what = f"{error.msg} at {place}column {error.colno if row is None else error.pos + 1}"
     return Problem(
         code="FT205",
         what=f"expected JSON, got something else: {what}",
