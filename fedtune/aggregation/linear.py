@@ -134,21 +134,21 @@ class WeightedMean:
         if not is_weight(weight):
             yield problem_of_weight(where, weight)
         if not delta.tensors:
-            yield _differs("It holds no tensors.", where)
+            yield _differs("it holds no tensors", where)
         if self._clients and delta.tensors.keys() != self._sums.keys():
             only_one = sorted(delta.tensors.keys() ^ self._sums.keys())
             yield _differs(
                 f"{len(only_one):,} tensors are not in both this delta and the ones before it, the first is "
-                f"{shown(only_one[0])}.",
+                f"{shown(only_one[0])}",
                 where,
             )
         for name, tensor in delta.tensors.items():
             if name not in self._global:
-                yield _differs(f"The adapter has no tensor {shown(name)}.", where)
+                yield _differs(f"the adapter has no tensor {shown(name)}", where)
             elif tensor.shape != self._global[name].shape:
                 yield _differs(
-                    f"Tensor {shown(name)} has shape {tensor.shape}, the adapter's is "
-                    f"{self._global[name].shape}.",
+                    f"tensor {shown(name)} has shape {tensor.shape}, the adapter's is "
+                    f"{self._global[name].shape}",
                     where,
                 )
 
@@ -158,7 +158,7 @@ def _differs(what: str, where: str) -> Problem:
         code="FT507",
         what=what,
         where=where,
-        fix="Every client of a round trains the same factors of the same adapter: compare their settings.",
+        fix="every client of a round trains the same factors of the same adapter: compare their settings",
     )
 
 
@@ -170,5 +170,5 @@ def _problems_of_result(adapter: Mapping[str, np.ndarray[Any, Any]]) -> Iterator
                 code="FT508",
                 what=problem.what,
                 where=problem.where,
-                fix="Lower training.learning_rate: the clients' deltas overflow the adapter's type.",
+                fix="lower training.learning_rate: the clients' deltas overflow the adapter's type",
             )

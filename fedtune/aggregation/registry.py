@@ -40,7 +40,7 @@ def aggregator(config: AggregationConfig) -> Aggregator:
     if len(candidates) > 1:
         packages = sorted({_package(candidate) for candidate in candidates})
         raise ConfigError(
-            _unusable(config.method, f"is installed by {' and by '.join(packages)}", "Uninstall all but one.")
+            _unusable(config.method, f"is installed by {' and by '.join(packages)}", "uninstall all but one")
         )
     return _load(candidates[0])
 
@@ -65,7 +65,7 @@ def _load(entry_point: EntryPoint) -> Aggregator:
             _unusable(
                 entry_point.name,
                 f"({origin}) cannot be loaded: {type(error).__name__}: {error}",
-                "Repair or reinstall the package that provides it.",
+                "repair or reinstall the package that provides it",
             )
         ) from error
     if not isinstance(made, Aggregator):
@@ -73,7 +73,7 @@ def _load(entry_point: EntryPoint) -> Aggregator:
             _unusable(
                 entry_point.name,
                 f"({origin}) gives {type(made).__name__}, which is no Aggregator",
-                "Give it the members of fedtune.aggregation.base.Aggregator.",
+                "give it the members of fedtune.aggregation.base.Aggregator",
             )
         )
     return made
@@ -81,16 +81,16 @@ def _load(entry_point: EntryPoint) -> Aggregator:
 
 def _unknown(method: str) -> Problem:
     near = get_close_matches(method, method_names(), n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
+    hint = f"did you mean {near[0]!r}? " if near else ""
     return Problem(
         code="FT191",
-        what=f"There is no aggregation method {method!r}.",
+        what=f"there is no aggregation method {method!r}",
         where="aggregation.method",
-        fix=f"{hint}Choose one of {', '.join(method_names())}, or install the package that provides it.",
+        fix=f"{hint}choose one of {', '.join(method_names())}, or install the package that provides it",
     )
 
 
 def _unusable(method: str, what: str, fix: str) -> Problem:
     return Problem(
-        code="FT192", what=f"The aggregation method {method!r} {what}.", where="aggregation.method", fix=fix
+        code="FT192", what=f"the aggregation method {method!r} {what}", where="aggregation.method", fix=fix
     )

@@ -60,9 +60,9 @@ def problem_of_weight(where: str, weight: float) -> Problem:
     """Return FT506 for a weight that is none."""
     return Problem(
         code="FT506",
-        what=f"A client's weight must be a number of at least 0, got {weight!r}.",
+        what=f"a client's weight must be a number of at least 0, got {weight!r}",
         where=where,
-        fix="Weigh by what the client reports, or set aggregation.weighting=uniform.",
+        fix="weigh by what the client reports, or set aggregation.weighting=uniform",
     )
 
 
@@ -70,7 +70,7 @@ def problem_of_total(clients: int, total: float) -> Problem:
     """Return FT506 for weights whose sum cannot be divided by."""
     return Problem(
         code="FT506",
-        what=f"The weights of {clients} clients sum to {total!r}, which cannot be divided by.",
+        what=f"the weights of {clients} clients sum to {total!r}, which cannot be divided by",
         where="the aggregation of this round",
-        fix="See why no client trained on anything, or set aggregation.weighting=uniform.",
+        fix="see why no client trained on anything, or set aggregation.weighting=uniform",
     )

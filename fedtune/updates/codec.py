@@ -43,7 +43,7 @@ _HEADER = re.compile(
     rb"'shape': \((?P<shape>(?:[0-9]{1,18}(?:, [0-9]{1,18})*,?)?)\), \} *\n"
 )
 _SAME_RELEASE = (
-    "Install the same fedtune on the server and on every site, with the same model and peft settings."
+    "install the same fedtune on the server and on every site, with the same model and peft settings"
 )
 
 
@@ -146,7 +146,7 @@ def _problems_of_names(record: ArrayRecord, expected: tuple[str, ...], where: st
         if name not in record:
             yield Problem(
                 code="FT501",
-                what=f"The tensor {shown(name)} is missing.",
+                what=f"the tensor {shown(name)} is missing",
                 where=f"{where}, which holds {len(record):,} tensors where {len(expected):,} are expected",
                 fix=_SAME_RELEASE,
             )
@@ -155,7 +155,7 @@ def _problems_of_names(record: ArrayRecord, expected: tuple[str, ...], where: st
         if name not in known:
             yield Problem(
                 code="FT501",
-                what=f"The tensor {shown(name)} is not one of those expected in this round.",
+                what=f"the tensor {shown(name)} is not one of those expected in this round",
                 where=f"{where}, which holds {len(record):,} tensors where {len(expected):,} are expected",
                 fix=_SAME_RELEASE,
             )
@@ -164,7 +164,7 @@ def _problems_of_names(record: ArrayRecord, expected: tuple[str, ...], where: st
 def _problems_of_claims(array: Array, expected: _Expected) -> Iterator[Problem]:
     """Compare what Flower's metadata says about an array with what is expected."""
     if array.stype != _STYPE:
-        yield _damaged(f"It is serialized as {shown(array.stype)}, expected {_STYPE!r}.", expected)
+        yield _damaged(f"it is serialized as {shown(array.stype)}, expected {_STYPE!r}", expected)
     if array.dtype != expected.dtype.name:
         yield _wrong_dtype(shown(array.dtype), expected)
     if tuple(array.shape) != expected.shape:
@@ -178,18 +178,16 @@ def _problems_of_bytes(data: bytes, expected: _Expected) -> Iterator[Problem]:
     then the values.
     """
     if not isinstance(data, bytes) or data[: len(_MAGIC)] != _MAGIC:
-        yield _damaged(f"It does not begin as a numpy array does, but with {shown(data[:12])}.", expected)
+        yield _damaged(f"it does not begin as a numpy array does, but with {shown(data[:12])}", expected)
         return
     start = _start_of_values(data)
     if start > _PREFIX_BYTES + _MAX_HEADER_BYTES:
-        yield _damaged(
-            f"Its header claims {start - _PREFIX_BYTES:,} bytes, at most 1,024 are read.", expected
-        )
+        yield _damaged(f"its header claims {start - _PREFIX_BYTES:,} bytes, at most 1,024 are read", expected)
         return
     header = _HEADER.fullmatch(data[_PREFIX_BYTES:start])
     if header is None:
         yield _damaged(
-            f"Its header is not that of a plain array: {shown(data[_PREFIX_BYTES:start])}.", expected
+            f"its header is not that of a plain array: {shown(data[_PREFIX_BYTES:start])}", expected
         )
         return
     descr, little_endian = header["descr"].decode(), expected.dtype.newbyteorder("<").str
@@ -199,10 +197,10 @@ def _problems_of_bytes(data: bytes, expected: _Expected) -> Iterator[Problem]:
     if shape != expected.shape:
         yield _wrong_shape(f"{shape} in its header", expected)
     if header["fortran"] != b"False":
-        yield _damaged("Its values are in Fortran order, expected C order.", expected)
+        yield _damaged("its values are in Fortran order, expected C order", expected)
     if descr == little_endian and shape == expected.shape and len(data) - start != expected.nbytes:
         yield _damaged(
-            f"It holds {len(data) - start:,} bytes of values, expected {expected.nbytes:,}.", expected
+            f"it holds {len(data) - start:,} bytes of values, expected {expected.nbytes:,}", expected
         )
 
 
@@ -218,18 +216,18 @@ def _values(data: bytes, expected: _Expected) -> np.ndarray[Any, Any]:
 def _wrong_shape(got: str, expected: _Expected) -> Problem:
     return Problem(
         code="FT502",
-        what=f"The shape is {got}, expected {expected.shape}.",
+        what=f"the shape is {got}, expected {expected.shape}",
         where=expected.where,
-        fix="Use the same base model, peft.rank and peft.target_modules on the server and on every site.",
+        fix="use the same base model, peft.rank and peft.target_modules on the server and on every site",
     )
 
 
 def _wrong_dtype(got: str, expected: _Expected) -> Problem:
     return Problem(
         code="FT503",
-        what=f"The dtype is {got}, expected {expected.dtype.name!r}.",
+        what=f"the dtype is {got}, expected {expected.dtype.name!r}",
         where=expected.where,
-        fix="Adapters travel as float32, or as float64 where model.compute_dtype=float64: set it alike.",
+        fix="adapters travel as float32, or as float64 where model.compute_dtype=float64: set it alike",
     )
 
 

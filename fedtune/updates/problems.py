@@ -46,9 +46,9 @@ def not_finite(name: str, tensor: np.ndarray[Any, Any], where: str) -> Problem |
     bad = tensor.size - int(np.count_nonzero(finite))
     return Problem(
         code="FT504",
-        what=f"{bad:,} of {tensor.size:,} values are not finite, the first is {tensor[first]} at {first}.",
+        what=f"{bad:,} of {tensor.size:,} values are not finite, the first is {tensor[first]} at {first}",
         where=f"{where}, tensor {shown(name)}",
-        fix="Lower training.learning_rate, or set training.max_gradient_norm; see the losses of this client.",
+        fix="lower training.learning_rate, or set training.max_gradient_norm; see the losses of this client",
     )
 
 
@@ -67,7 +67,7 @@ def capped(problems: Iterable[Problem]) -> list[Problem]:
             kept.append(
                 Problem(
                     code=code,
-                    what=f"The same is wrong with {count - MAX_LISTED_PER_CODE:,} more tensors.",
+                    what=f"the same is wrong with {count - MAX_LISTED_PER_CODE:,} more tensors",
                     where=f"the last of them: {last[code].where}",
                     fix=last[code].fix,
                 )

@@ -57,9 +57,9 @@ def protect(delta: Delta) -> Protected:
         raise UpdateError(
             Problem(
                 code="FT501",
-                what="The delta holds no tensors.",
+                what="the delta holds no tensors",
                 where="the delta of local training",
-                fix="Train at least one of the factors A and B.",
+                fix="train at least one of the factors A and B",
             )
         )
     problems = [
