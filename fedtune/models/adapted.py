@@ -1,22 +1,33 @@
-"""A frozen, quantized base model with a trainable LoRA adapter on it."""
+"""A frozen, quantized base model with a trainable LoRA adapter on it, exchanged in place."""
 
 from __future__ import annotations
 
+import threading
 import time
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from peft import PeftModel
 
 from fedtune.config.schema import ModelConfig, PeftConfig
+from fedtune.errors import ModelError, Problem
 from fedtune.models.adapter import FACTORS, Adapter, AdapterSpec, Factor
+from fedtune.models.architecture import architecture, count_parameters, skeleton
+from fedtune.models.base import load_base, read_tokenizer
+from fedtune.models.lora import adapter_parameters, add_lora, check_targets, spec_of
 
-__all__ = ["AdaptedModel", "BaseModelInfo", "load_adapted_model", "load_tokenizer", "shared_adapted_model"]
+__all__ = [
+    "AdaptedModel",
+    "BaseModelInfo",
+    "adapter_spec",
+    "load_adapted_model",
+    "load_tokenizer",
+    "shared_adapted_model",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +36,13 @@ class BaseModelInfo:
 
     Attributes:
         name: The model's name in the configuration.
-        hash: Hash of the weights and the architecture.
-        parameters: Parameters of the base.
+        hash: SHA-256 of its unquantized weights and architecture, as `fedtune.models.base.base_hash`.
+        parameters: Parameters of the base; tied ones count once.
         adapter_parameters: Parameters of the adapter.
         quantization: ``nf4``, ``int8`` or ``none``.
-        compute_dtype: Type of the base's arithmetic.
-        device: Where the model lives.
-        load_seconds: Time it took to load.
+        compute_dtype: Type of the base's arithmetic, such as ``bfloat16``.
+        device: ``cpu`` or ``cuda``.
+        load_seconds: Time from the call to a model ready to train, conversion included.
     """
 
     name: str
@@ -45,112 +56,176 @@ class BaseModelInfo:
 
 
 class AdaptedModel:
-    """A base model whose adapter can be exchanged in place."""
+    """A base model whose adapter can be exchanged in place.
 
-    def __init__(self, model: PeftModel, tokenizer: Any, spec: AdapterSpec, info: BaseModelInfo) -> None:
+    Guarantees:
+        * After ``load_adapter(a)``, ``read_adapter()`` equals ``a`` bit for bit.
+        * Nothing but the adapter ever requires a gradient: the base is as it was loaded.
+        * ``.model`` may be switched between ``eval()`` and ``train()`` at any time; only dropout and
+          gradient checkpointing follow.
+
+    Attributes:
+        model: The peft model, with its caching of keys and values off.
+        tokenizer: The base model's tokenizer.
+        spec: The adapter's names, shapes and type.
+        info: What is known about the base.
+    """
+
+    def __init__(self, *, model: PeftModel, tokenizer: Any, spec: AdapterSpec, info: BaseModelInfo) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.spec = spec
         self.info = info
-        self._parameters = _adapter_parameters(model)
+        self._parameters = adapter_parameters(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return torch.device(self.info.device)
+
+    def parameters(self, factors: Collection[Factor] = FACTORS) -> dict[str, torch.nn.Parameter]:
+        """Return the adapter's parameters of these factors by name; they are the model's, not copies."""
+        return {name: self._parameters[name] for name in self.spec.names(factors)}
 
     def load_adapter(self, adapter: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Overwrite the adapter in place."""
+        """Overwrite the adapter's tensors in place; gradients are dropped.
+
+        Args:
+            adapter: One array for each name of ``spec``, of its shape and dtype.
+
+        Raises:
+            ModelError: One FT308 for each name, shape or dtype that does not fit; nothing is overwritten.
+        """
+        problems = self._misfits(adapter)
+        if problems:
+            raise ModelError(problems)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                parameter.copy_(torch.from_numpy(adapter[name]))
+                parameter.grad = None
+                # A read-only array (from a message or a memory map) is only read here.
+                parameter.copy_(torch.from_numpy(np.require(adapter[name], requirements=["C", "W"])))
 
     def read_adapter(self, factors: Collection[Factor] = FACTORS) -> Adapter:
-        """Copy the adapter's tensors of these factors."""
+        """Copy the adapter's tensors of these factors, in the spec's order."""
         return {
-            name: self._parameters[name].detach().cpu().numpy().copy() for name in self.spec.names(factors)
+            name: parameter.detach().to("cpu", copy=True).numpy()
+            for name, parameter in self.parameters(factors).items()
         }
 
     def set_trainable(self, factors: Sequence[Factor]) -> None:
-        """Let gradients flow into these factors only."""
+        """Let gradients flow into the tensors of these factors and into nothing else."""
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(self.spec.factor(name) in factors)
+            parameter.grad = None
 
-
-def _adapter_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
-    keys = get_peft_model_state_dict(model)
-    return {
-        name.replace(".default", ""): parameter
-        for name, parameter in model.named_parameters()
-        if name.replace(".default", "") in keys
-    }
-
-
-def load_tokenizer(model: ModelConfig) -> Any:
-    """Load the base model's tokenizer."""
-    return AutoTokenizer.from_pretrained(model.name)
+    def _misfits(self, adapter: Mapping[str, np.ndarray[Any, Any]]) -> list[Problem]:
+        spec = self.spec
+        found = [
+            (name, "is no tensor of this adapter") for name in sorted(adapter) if name not in spec.shapes
+        ]
+        for name, shape in spec.shapes.items():
+            if name not in adapter:
+                found.append((name, "is missing"))
+            elif adapter[name].shape != shape:
+                found.append((name, f"has the shape {adapter[name].shape}, not {shape}"))
+            elif adapter[name].dtype != spec.dtype:
+                found.append((name, f"is {adapter[name].dtype}, not {spec.dtype}"))
+        fix = "take an adapter made with this model.name, peft.rank and peft.target_modules"
+        return [
+            Problem(
+                code="FT308", what=f"this adapter does not fit the model: {name} {what}", where=name, fix=fix
+            )
+            for name, what in found
+        ]
 
 
 def load_adapted_model(model: ModelConfig, peft: PeftConfig, *, gradient_checkpointing: bool) -> AdaptedModel:
-    """Load the base, put an adapter on it, and freeze all but the adapter."""
+    """Load the base, put an adapter on it, and freeze all but the adapter.
+
+    The target list is checked before any weights are read.
+
+    Args:
+        model: The base.
+        peft: The adapter.
+        gradient_checkpointing: Recompute each layer in the backward pass (Chen et al., "Training Deep Nets
+            with Sublinear Memory Cost", 2016) instead of keeping its activations.
+
+    Returns:
+        The model in training mode, both factors trainable, ``B`` zero. Load `initial_adapter` for the
+        seeded start of a run.
+
+    Raises:
+        ModelError: FT301 to FT304 and FT307, the model's files; FT305 and FT306, the target list; FT309, the
+            arithmetic; FT310, the tokenizer.
+        MachineError: FT801, no GPU; FT802, the cache cannot be written.
+    """
     started = time.perf_counter()
-    dtype = torch.float32 if model.compute_dtype == "auto" else getattr(torch, model.compute_dtype)
-    quantization = {
-        "nf4": lambda: BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        ),
-        "int8": lambda: BitsAndBytesConfig(load_in_8bit=True),
-        "none": lambda: None,
-    }[model.quantization]()
-    base = AutoModelForCausalLM.from_pretrained(
-        model.name, dtype=dtype, quantization_config=quantization, device_map={"": "cpu"}
-    )
-    parameters = base.num_parameters()
-    targets = peft.target_modules if isinstance(peft.target_modules, str) else list(peft.target_modules)
-    lora = LoraConfig(
-        r=peft.rank,
-        lora_alpha=peft.alpha,
-        lora_dropout=peft.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5.23 by the property's old name.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        adapted = get_peft_model(base, lora)
-    adapter_dtype = torch.float64 if dtype is torch.float64 else torch.float32
-    factors = _adapter_parameters(adapted)
-    for parameter in factors.values():
-        parameter.data = parameter.data.to(adapter_dtype)
-    adapted.config.use_cache = False
+    bare = skeleton(architecture(model))
+    check_targets(bare, peft)
+    tokenizer = load_tokenizer(model)
+    base = load_base(model)
     if gradient_checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": False})
+        base.model.activation_checkpointing_enable({"use_reentrant": False})
+        # Only reentrant checkpointing needs the embeddings' output to require a gradient.
+        base.model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+    adapted = add_lora(base.model, peft, _adapter_dtype(model))
     adapted.train()
-    spec = AdapterSpec(
-        shapes={name: tuple(parameter.shape) for name, parameter in factors.items()},
-        scaling=peft.alpha / peft.rank,
-        dtype=str(adapter_dtype).removeprefix("torch."),
-    )
+    spec = spec_of(adapted, peft)
     info = BaseModelInfo(
         name=model.name,
-        hash="",
-        parameters=parameters,
+        hash=base.hash,
+        parameters=count_parameters(bare),
         adapter_parameters=spec.parameters(),
         quantization=model.quantization,
-        compute_dtype=str(dtype).removeprefix("torch."),
-        device="cpu",
+        compute_dtype=str(base.compute_dtype).removeprefix("torch."),
+        device=base.device,
         load_seconds=time.perf_counter() - started,
     )
-    return AdaptedModel(adapted, load_tokenizer(model), spec, info)
+    return AdaptedModel(model=adapted, tokenizer=tokenizer, spec=spec, info=info)
+
+
+def adapter_spec(model: ModelConfig, peft: PeftConfig) -> AdapterSpec:
+    """Describe the adapter of a model that is not loaded: from its config.json, on the meta device.
+
+    Returns:
+        The ``spec`` that `load_adapted_model` would give.
+
+    Raises:
+        ModelError: FT301 to FT307, as `load_adapted_model`.
+    """
+    return spec_of(add_lora(skeleton(architecture(model)), peft, _adapter_dtype(model)), peft)
+
+
+def _adapter_dtype(model: ModelConfig) -> torch.dtype:
+    # Never 16 bits: an optimizer's step is too small for their 8 or 11 digits.
+    return torch.float64 if model.compute_dtype == "float64" else torch.float32
+
+
+@lru_cache(maxsize=1)
+def load_tokenizer(model: ModelConfig) -> Any:
+    """Load the base model's tokenizer; asked again for the same model, return the same object.
+
+    Raises:
+        ModelError: FT301 to FT304, the model's files; FT310, it has no usable tokenizer.
+    """
+    return read_tokenizer(model)
 
 
 _shared: dict[tuple[ModelConfig, PeftConfig, bool], AdaptedModel] = {}
+_shared_lock = threading.Lock()
 
 
 def shared_adapted_model(
     model: ModelConfig, peft: PeftConfig, *, gradient_checkpointing: bool
 ) -> AdaptedModel:
-    """Return this process's model for these settings; another settings' model is dropped first."""
+    """Return this process's one model for these settings, as `load_adapted_model`.
+
+    Whoever asks for it loads the adapter it wants to train or evaluate. A model of other settings is
+    dropped before the new one is loaded, so that there is never memory for two.
+    """
     key = (model, peft, gradient_checkpointing)
-    if key not in _shared:
-        _shared.clear()
-        _shared[key] = load_adapted_model(model, peft, gradient_checkpointing=gradient_checkpointing)
-    return _shared[key]
+    with _shared_lock:
+        if key not in _shared:
+            _shared.clear()
+            _shared[key] = load_adapted_model(model, peft, gradient_checkpointing=gradient_checkpointing)
+        return _shared[key]
