@@ -1,0 +1,347 @@
+"""A site's side of secure aggregation: one state machine, bytes in and bytes out.
+
+The life of one round: `hold` the encoded update after training; `handle` the server's request of each trip.
+A request in the wrong state is refused and changes nothing. A request that fails a check ends the attempt:
+its keys are dropped, and the update stays for another attempt unless this site has confirmed a sum, after
+which the update is spent. The last request answered, if it comes again byte for byte, gets the same answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from fedtune.errors import FedtuneError, Problem
+from fedtune.secagg.checks import check_adverts, check_confirm_set, check_mask_set
+from fedtune.secagg.cohorts import CohortLog
+from fedtune.secagg.encoding import Encoding
+from fedtune.secagg.identity import Identity
+from fedtune.secagg.messages import Advert, Binding, Kind, Refusal, Signed, open_frame
+from fedtune.secagg.policy import Policy
+from fedtune.secagg.primitives import new_private_key, public_key
+from fedtune.secagg.problems import refusal
+from fedtune.secagg.roster import Roster
+from fedtune.secagg.rounding import EncodedUpdate
+from fedtune.secagg.shamir import PRIME
+from fedtune.secagg.spent import SpentJournal
+from fedtune.secagg.states import (
+    Advertised,
+    Confirmed,
+    Held,
+    Idle,
+    Masked,
+    Opened,
+    RoundFacts,
+    Shared,
+    State,
+    expected_binding,
+)
+from fedtune.secagg.steps import BadShares, confirmed_by, mask, share, unmask
+from fedtune.secagg.thresholds import threshold
+from fedtune.secagg.trips import Confirmation, ConfirmRequest, MaskRequest, ShareRequest, UnmaskRequest
+
+__all__ = ["SecureAggregationClient"]
+
+_S = TypeVar("_S", Advertised, Shared, Masked, Confirmed)
+_NO_TRANSCRIPT: Final = bytes(32)
+
+
+class SecureAggregationClient:
+    """One site in one round at a time.
+
+    Args:
+        identity: The site's lasting Ed25519 key.
+        policy: The site's own conditions.
+        roster: The version that the site pinned, with itself in it.
+        spent: The site's journal of opened updates.
+        cohorts: The site's log of sums; its warnings are collected in `warnings`.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        policy: Policy,
+        roster: Roster,
+        spent: SpentJournal,
+        cohorts: CohortLog,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._identity = identity
+        self._policy = policy
+        self._roster = roster
+        self._spent = spent
+        self._cohorts = cohorts
+        self._clock = clock
+        self.warnings: list[Problem] = []
+        self._clear()
+
+    def __repr__(self) -> str:
+        return f"SecureAggregationClient({self._identity!r}, {type(self._state).__name__})"
+
+    def _clear(self) -> None:
+        self._state: State = Idle()
+        self._held: Held | None = None
+        self._held_until = 0.0
+        self._attempt_until = 0.0
+        self._attempt = 0
+        self._expired = False
+        self._answered: tuple[bytes, bytes] | None = None
+
+    @property
+    def state(self) -> str:
+        """Name of the state, for a log."""
+        return type(self._state).__name__
+
+    def hold(self, update: EncodedUpdate, encoding: Encoding, facts: RoundFacts) -> None:
+        """Keep a round's encoded update until it is opened or expires; drops whatever was held before.
+
+        Raises:
+            SecureAggregationError: FT912, an update of this origin was opened before; FT914, it was encoded
+                by other rules.
+        """
+        self._clear()
+        if update.encoding_hash != encoding.hash:
+            raise refusal("FT914", "the update was encoded by other rules than the round's", where="update")
+        self._spent.check(facts.origin)
+        self._held = Held(facts=facts, encoding=encoding, update=update)
+        self._state = self._held
+        self._held_until = self._clock() + self._policy.hold_seconds
+
+    def forget(self) -> None:
+        """Drop every secret now, as after a restart."""
+        self._clear()
+
+    def expire(self) -> None:
+        """Drop what has outlived its time; `handle` does it first, a daemon calls it from time to time."""
+        now = self._clock()
+        if isinstance(self._state, Idle):
+            return
+        if now >= self._held_until:
+            self._clear()
+            self._expired = True
+        elif self._attempt_until and now >= self._attempt_until:
+            self._end_attempt()
+            self._expired = True
+
+    def handle(self, request: bytes) -> bytes:
+        """Answer a request; whatever is wrong with it becomes a signed refusal with its code and reason."""
+        try:
+            return self.answer(request)
+        except FedtuneError as error:
+            first = error.problems[0]
+            reason = "; ".join(dict.fromkeys(f"{item.what} ({item.code})" for item in error.problems))
+            body = Refusal(
+                transcript=self._refused_transcript(request),
+                code=first.code,
+                reason=reason,
+                accused=error.accused if isinstance(error, BadShares) else (),
+            )
+            return Signed.make(self._identity, Kind.REFUSED, body.encode())
+
+    @staticmethod
+    def _refused_transcript(request: bytes) -> bytes:
+        """R as the request names it, so that the server knows which attempt the refusal is about."""
+        try:
+            kind, body = open_frame(request)
+        except FedtuneError:
+            return _NO_TRANSCRIPT
+        if kind in (Kind.MASK, Kind.CONFIRM, Kind.UNMASK) and len(body) >= len(_NO_TRANSCRIPT):
+            return bytes(body[: len(_NO_TRANSCRIPT)])
+        return _NO_TRANSCRIPT
+
+    def answer(self, request: bytes) -> bytes:
+        """The signed answer to a request.
+
+        Raises:
+            SecureAggregationError: FT901 unreadable; FT902 out of order; FT903 nothing is held (a client
+                that was restarted); FT904 expired; otherwise the check of the trip that failed.
+        """
+        self.expire()
+        asked = hashlib.sha256(request).digest()
+        if self._answered is not None and self._answered[0] == asked:
+            return self._answered[1]
+        kind, body = open_frame(request)
+        if self._held is None and not isinstance(self._state, (Confirmed, Opened)):
+            raise self._nothing_held()
+        if kind is Kind.ADVERTISE:
+            answer = self._advertise(body)
+        elif kind is Kind.SHARE:
+            answer = self._share(body)
+        elif kind is Kind.MASK:
+            answer = self._mask(body)
+        elif kind is Kind.CONFIRM:
+            answer = self._confirm(body)
+        elif kind is Kind.UNMASK:
+            answer = self._unmask(body)
+        else:
+            raise refusal("FT902", f"a {kind.name.lower()} message is a client's answer, not a request")
+        self._answered = (asked, answer)
+        return answer
+
+    def _nothing_held(self) -> FedtuneError:
+        if self._expired:
+            return refusal("FT904", "the round has expired at this site")
+        return refusal("FT903", "no state: this site holds no update for a round")
+
+    def _require(self, kind: type[_S], trip: Kind) -> _S:
+        if isinstance(self._state, kind):
+            return self._state
+        if isinstance(self._state, Opened) and trip is Kind.UNMASK:
+            raise refusal("FT913", "this round was unmasked once, at another request")
+        if self._expired:
+            raise refusal("FT904", "the attempt has expired at this site")
+        raise refusal("FT902", f"a {trip.name.lower()} request came in the state {self.state}")
+
+    def _end_attempt(self) -> None:
+        """Drop the attempt's keys; what comes next depends on whether the update is spent."""
+        self._attempt_until = 0.0
+        self._answered = None
+        if self._held is not None:
+            self._state = self._held
+        else:
+            self._state = Idle()
+
+    # R0: AdvertiseKeys
+    def _advertise(self, body: memoryview) -> bytes:
+        held = self._held
+        if held is None:
+            raise refusal("FT902", "this site has confirmed a sum for the round: its update is spent")
+        asked = Binding.decode(body)
+        expected = expected_binding(
+            held.facts,
+            encoding=held.encoding,
+            policy=self._policy,
+            roster=self._roster,
+            attempt=asked.attempt,
+        )
+        different = asked.differences(expected)
+        if different:
+            raise refusal("FT906", f"the server asks for another {', '.join(different)} than this site knows")
+        if asked.attempt <= self._attempt:
+            raise refusal("FT902", f"attempt {asked.attempt} is over, the last one was {self._attempt}")
+        self._spent.check(held.facts.origin)
+        mask_private, seal_private = new_private_key(PRIME), new_private_key(PRIME)
+        encoded = expected.encode()
+        advert = Advert(
+            binding=encoded,
+            mask_key=public_key(mask_private),
+            seal_key=public_key(seal_private),
+            audit_head=held.facts.audit_head,
+        )
+        signed = Signed.make(self._identity, Kind.ADVERT, advert.encode())
+        self._state = Advertised(
+            binding=expected,
+            encoded_binding=encoded,
+            mask_private=mask_private,
+            seal_private=seal_private,
+            advert=signed,
+        )
+        self._attempt = asked.attempt
+        self._attempt_until = self._clock() + self._policy.attempt_seconds
+        self._expired = False
+        return signed
+
+    # R1: ShareKeys
+    def _share(self, body: memoryview) -> bytes:
+        state = self._require(Advertised, Kind.SHARE)
+        request = ShareRequest.decode(body)
+        if request.binding != state.encoded_binding:
+            raise refusal("FT902", "a share request of another attempt came")
+        try:
+            checked = check_adverts(
+                request.adverts,
+                own=state,
+                own_identity=self._identity.public,
+                roster=self._roster,
+                policy=self._policy,
+                encoding=self._holding().encoding,
+            )
+            self._state, answer = share(
+                state, request.adverts, checked, own=self._identity.public, policy=self._policy
+            )
+        except FedtuneError:
+            self._end_attempt()
+            raise
+        return Signed.make(self._identity, Kind.SHARES, answer.encode())
+
+    # R2: MaskedInputCollection
+    def _mask(self, body: memoryview) -> bytes:
+        state = self._require(Shared, Kind.MASK)
+        request = MaskRequest.decode(body)
+        self._same_transcript(request.transcript, state.attempt.transcript)
+        try:
+            check_mask_set(
+                request.u2,
+                request.members,
+                attempt=state.attempt,
+                roster=self._roster,
+                policy=self._policy,
+            )
+            self._state, answer = mask(state, request, self._holding().update)
+        except FedtuneError:
+            self._end_attempt()
+            raise
+        return Signed.make(self._identity, Kind.MASKED, answer.encode())
+
+    # R3: ConsistencyCheck, and the point of no return
+    def _confirm(self, body: memoryview) -> bytes:
+        state = self._require(Masked, Kind.CONFIRM)
+        request = ConfirmRequest.decode(body)
+        attempt = state.attempt
+        self._same_transcript(request.transcript, attempt.transcript)
+        facts = self._holding().facts
+        try:
+            check_confirm_set(
+                request.u3,
+                request.members,
+                u2=state.u2,
+                attempt=attempt,
+                roster=self._roster,
+                policy=self._policy,
+            )
+            cohort = frozenset(attempt.identities[index] for index in request.u3)
+            self.warnings += self._cohorts.record(
+                cohort, run=facts.run, round_number=facts.round, roster=self._roster
+            )
+            # On disk before anything is signed: a crash in between costs the round, never the update.
+            self._spent.spend(
+                facts.origin, run=facts.run, round_number=facts.round, attempt=attempt.binding.attempt
+            )
+        except FedtuneError:
+            self._end_attempt()
+            raise
+        self._held = None
+        self._state = Confirmed(attempt=attempt, u2=state.u2, u3=request.u3, b=state.b, dealt=state.dealt)
+        confirmation = Confirmation(
+            transcript=attempt.transcript, members=attempt.members, u2=state.u2, u3=request.u3
+        )
+        return Signed.make(self._identity, Kind.CONFIRMED, confirmation.encode())
+
+    # R4: Unmasking
+    def _unmask(self, body: memoryview) -> bytes:
+        state = self._require(Confirmed, Kind.UNMASK)
+        request = UnmaskRequest.decode(body)
+        self._same_transcript(request.transcript, state.attempt.transcript)
+        needed = max(threshold(state.attempt.members), self._policy.k_min)
+        try:
+            confirmed_by(state, request.signatures, needed=needed)
+        except FedtuneError:
+            self._end_attempt()
+            raise
+        answer = unmask(state)
+        self._state = Opened(transcript=state.attempt.transcript)
+        return Signed.make(self._identity, Kind.UNMASKED, answer.encode())
+
+    def _holding(self) -> Held:
+        if self._held is None:
+            raise self._nothing_held()
+        return self._held
+
+    @staticmethod
+    def _same_transcript(got: bytes, expected: bytes) -> None:
+        if got != expected:
+            raise refusal("FT902", "a request of another attempt or another cohort came")
