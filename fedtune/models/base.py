@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
@@ -52,29 +52,33 @@ class LoadedBase:
     device: str
 
 
-class _SteadyLinear4bit(Linear4bit):
+class _AlwaysTraining:
+    """Holds a module in training mode, whoever tries to change it and however."""
+
+    @property
+    def training(self) -> bool:
+        return True
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        pass
+
+
+class _SteadyLinear4bit(_AlwaysTraining, Linear4bit):
     """Computes the same in training and in evaluation.
 
     In evaluation mode on a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weights, rounds their scales
-    to bfloat16, and leaves them so: later training would get gradients through neither. Kept in training
-    mode, the layer dequantizes always, and a held-out loss is that of the weights that are trained on.
+    to bfloat16, and leaves them so: no gradient would pass the layer any more. In training mode it
+    dequantizes always, so a held-out loss is that of the weights that are trained on.
     """
 
-    def train(self, mode: bool = True) -> Self:
-        super().train(True)
-        return self
 
-
-class _SteadyLinear8bitLt(Linear8bitLt):
+class _SteadyLinear8bitLt(_AlwaysTraining, Linear8bitLt):
     """Computes the same in training and in evaluation.
 
     In evaluation mode bitsandbytes quantizes the activations too, which on a CPU is slow and prints a
     warning for each layer, and would evaluate another function than the one that is trained.
     """
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(True)
-        return self
 
 
 def load_base(config: ModelConfig) -> LoadedBase:
