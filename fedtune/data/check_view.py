@@ -37,9 +37,8 @@ def print_report(report: CheckReport, data: DataConfig, *, console: Console | No
     screen.print(_facts(report, data))
     for sample in report.samples:
         cut = f"  ({sample.cut_tokens} tokens cut)" if sample.cut_tokens else ""
-        screen.print(
-            Text(f"\nrow {sample.id}{cut}; the model learns to write what is between ⟦ and ⟧", "bold")
-        )
+        told = f"\nrow {sample.id}{cut}; the model learns to write what is between ⟦ and ⟧"
+        screen.print(_text(told, "bold"), soft_wrap=True)
         screen.print(Padding(_marked(sample), (0, 0, 0, 2)))
     for note in report.notes:
         screen.print(_text(f"\nnote: {note}"), soft_wrap=True)

@@ -101,11 +101,12 @@ def parse_file(path: str) -> ParsedFile:
         return broken_file(
             path, "FT201", f"the file cannot be read: {error}", "check the path and its permissions"
         )
-    if not content.strip():
-        return _empty(path)
     offset = len(_BOM) if content.startswith(_BOM) else 0
+    text = content[offset:]
+    if not text.strip():
+        return _empty(path)
     parse = {".jsonl": _parse_jsonl, ".json": _parse_json, ".csv": _parse_csv}[extension]
-    return parse(path, content[offset:], offset)
+    return parse(path, text, offset)
 
 
 def describe(value: object) -> str:
