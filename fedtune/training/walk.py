@@ -36,9 +36,7 @@ class Walk:
     end: int
 
 
-def examples_for_round(
-    n: int, *, start: int, count_per_step: int, steps: int, seed: int, site: str
-) -> Walk:
+def examples_for_round(n: int, *, start: int, count_per_step: int, steps: int, seed: int, site: str) -> Walk:
     """Choose the rows of a client's next steps.
 
     Guarantees:

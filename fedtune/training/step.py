@@ -1,0 +1,139 @@
+"""One optimizer step: gradient of the mean over all response tokens, proximal term, clipping, update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from fedtune.config.schema import TrainingConfig
+from fedtune.data.tokenize import TokenizedExample
+from fedtune.errors import Problem, TrainingError
+from fedtune.training.batches import Microbatch, lay_out
+from fedtune.training.loss import ResponseLoss
+from fedtune.training.modes import evaluation_mode
+from fedtune.training.optimizer import make_optimizer
+
+__all__ = ["Optimization"]
+
+_IDS_SHOWN = 8
+
+
+class Optimization:
+    """The state of a client's training in one round: optimizer, received weights, tensors being trained.
+
+    Args:
+        model: Base and adapter.
+        parameters: The tensors to train, from where they are; no others require gradients.
+        config: How to train.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter], config: TrainingConfig
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._parameters = list(parameters)
+        self._optimizer = make_optimizer(self._parameters, config)
+        self._loss = ResponseLoss(model)
+        self._received: list[Tensor] = []
+        if config.proximal_mu > 0:
+            self._received = [parameter.detach().clone() for parameter in self._parameters]
+
+    def step(self, rows: Sequence[TokenizedExample], rate: float, name: str) -> tuple[float, float]:
+        """Take one step.
+
+        The gradients of the microbatches are those of sums, and are divided once by the response tokens of
+        the whole step: accumulation changes nothing but rounding.
+
+        Args:
+            rows: All rows of the step.
+            rate: Learning rate.
+            name: What an error calls the step.
+
+        Returns:
+            Loss before the step, in mean nats per response token, and the L2 norm of the gradient, proximal
+            term included, before clipping.
+
+        Raises:
+            TrainingError: FT402, FT403, as of `fedtune.training.train.train`; the weights are untouched.
+        """
+        try:
+            nats, targets = 0.0, 0
+            for microbatch in self._lay_out(rows):
+                loss = self._loss(microbatch)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nats += self._finite(loss, [rows[row] for row in microbatch.rows], name)
+                targets += len(microbatch.target_ids)
+            norm = self._prepare_gradients(targets)
+            if not isfinite(norm):
+                raise TrainingError(_not_finite("FT403", f"the gradient norm is {norm}", rows, name))
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self._optimizer.step()
+        finally:
+            self._optimizer.zero_grad(set_to_none=True)
+        return nats / targets, norm
+
+    def evaluate(self, rows: Sequence[TokenizedExample], name: str) -> float:
+        """Return the mean nats per response token of these rows, without dropout.
+
+        Raises:
+            TrainingError: FT402, it is not finite.
+        """
+        nats, targets = 0.0, 0
+        with evaluation_mode(self._model):
+            for microbatch in self._lay_out(rows):
+                nats += self._finite(self._loss(microbatch), [rows[row] for row in microbatch.rows], name)
+                targets += len(microbatch.target_ids)
+        return nats / targets
+
+    def _lay_out(self, rows: Sequence[TokenizedExample]) -> tuple[Microbatch, ...]:
+        microbatches = lay_out(
+            rows,
+            microbatch_tokens=self._config.microbatch_tokens,
+            packing=self._config.packing and self._loss.packs,
+            share_prefix=self._loss.shares_prefix,
+        )
+        if not microbatches:
+            raise ValueError(f"a step needs a response token, got {len(rows)} rows without one")
+        return microbatches
+
+    def _prepare_gradients(self, targets: int) -> float:
+        """Sum to mean, proximal term, clipping; returns the norm before clipping."""
+        gradients = []
+        for index, parameter in enumerate(self._parameters):
+            if parameter.grad is None:  # a layer that no row reaches
+                continue
+            parameter.grad /= targets
+            if self._received:
+                # The gradient of (mu / 2) * ||w - w_received||^2 (Li et al., "FedProx", 2020, Eq. 2).
+                parameter.grad.add_(
+                    parameter.detach() - self._received[index], alpha=self._config.proximal_mu
+                )
+            gradients.append(parameter.grad)
+        norm = get_total_norm(gradients)
+        if self._config.max_gradient_norm is not None:
+            clip_grads_with_norm_(self._parameters, self._config.max_gradient_norm, norm)
+        return float(norm)
+
+    def _finite(self, loss: Tensor, rows: Sequence[TokenizedExample], name: str) -> float:
+        nats = float(loss)
+        if not isfinite(nats):
+            raise TrainingError(_not_finite("FT402", f"the loss is {nats}", rows, name))
+        return nats
+
+
+def _not_finite(code: str, what: str, rows: Sequence[TokenizedExample], name: str) -> Problem:
+    shown = ", ".join(row.id for row in rows[:_IDS_SHOWN])
+    more = f" and {len(rows) - _IDS_SHOWN} more" if len(rows) > _IDS_SHOWN else ""
+    return Problem(
+        code=code,
+        what=f"{what} in {name}",
+        where=f"rows {shown}{more}",
+        fix="lower training.learning_rate, set training.max_gradient_norm=1.0, set "
+        "model.compute_dtype=float32 if it is float16, and look at these rows with `fedtune data check`",
+    )
