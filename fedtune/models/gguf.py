@@ -16,7 +16,7 @@ from fedtune.errors import FedtuneError, ModelError, Problem
 from fedtune.models.cache import cache_key, file_sha256, make_once
 from fedtune.models.messages import bars_on_terminals_only, quiet_loading
 
-__all__ = ["converted", "gguf_config"]
+__all__ = ["converted", "gguf_config", "is_converted"]
 
 CONVERTER_VERSION = "1"
 """Part of the key of a converted file: another one makes every file be converted anew."""
@@ -42,8 +42,12 @@ def converted(path: Path, cache: Path) -> Path:
         ModelError: FT304, the file is damaged or of an architecture that transformers cannot read.
         MachineError: FT802, the cache cannot be written.
     """
-    key = cache_key("gguf", CONVERTER_VERSION, file_sha256(path, cache))
-    return make_once(cache / "converted" / key, lambda folder: _convert(path, folder))
+    return make_once(_folder(path, cache), lambda folder: _convert(path, folder))
+
+
+def is_converted(path: Path, cache: Path) -> bool:
+    """Return whether `converted` would find the file converted already."""
+    return _folder(path, cache).is_dir()
 
 
 def gguf_config(path: Path, cache: Path) -> PreTrainedConfig:
@@ -52,14 +56,17 @@ def gguf_config(path: Path, cache: Path) -> PreTrainedConfig:
     Raises:
         ModelError: FT304, as `converted`.
     """
-    key = cache_key("gguf", CONVERTER_VERSION, file_sha256(path, cache))
-    folder = cache / "converted" / key
+    folder = _folder(path, cache)
     if folder.is_dir():
         return _config(folder)
     try:
         return _config(path.parent, gguf_file=path.name)
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _folder(path: Path, cache: Path) -> Path:
+    return cache / "converted" / cache_key("gguf", CONVERTER_VERSION, file_sha256(path, cache))
 
 
 def _config(folder: Path, **which: str) -> PreTrainedConfig:
