@@ -11,6 +11,10 @@ from fedtune.observability import wording
 __all__ = ["Verdict", "verdict"]
 
 
+_NAMED_WITH_LOSSES = 6
+"""More sites than this are named without their losses, which the table has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """An answer.
@@ -53,7 +57,7 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
         sentences.append(f"There is no comparison for {wording.listing(missing)}.")
     if against == "base":
         sentences.append(
-            "Whether a site would have done as well alone was not measured; baselines=[local] measures it."
+            "Whether a site would have done as well alone was not measured; the local baseline measures it."
         )
     return Verdict(
         headline=_headline(len(judged), len(worse), against),
@@ -105,6 +109,8 @@ def _named_losses(worse: list[str], sites: Mapping[str, Mapping[str, Any]], agai
     if not worse:
         return ""
     other = "alone" if against == "local" else "base"
+    if len(worse) > _NAMED_WITH_LOSSES:
+        return f"It did not help {wording.listing(worse)}."
     each = [
         f"{name} ({wording.loss(sites[name]['federated'])} federated, "
         f"{wording.loss(sites[name][against])} {other})"

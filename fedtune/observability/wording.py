@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "ABSENT",
+    "about",
     "bytes_",
     "count",
     "listing",
@@ -58,6 +59,15 @@ def seconds(value: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def about(value: float) -> str:
+    """An estimate of seconds, no finer than it is known: about 20 s, about 3 min, about 2.5 h."""
+    if value < 57.5:
+        return f"about {max(5, 5 * round(value / 5))} s"
+    if value < 5400:
+        return f"about {max(1, round(value / 60))} min"
+    return f"about {value / 3600:.1f} h"
 
 
 def bytes_(value: float | None) -> str:

@@ -1,6 +1,6 @@
 """Scales, ticks, and the frame that every chart stands in.
 
-Coordinates are SVG user units, which the page shows one to one: a font size of 12 is 12 px.
+Coordinates are SVG user units, which the page shows about one to one: a font size of 12 is some 12 px.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 from fedtune.observability.markup import Child, Markup, el
 
-__all__ = ["Format", "Scale", "frame", "horizontal_grid", "nice_ticks", "text", "text_width", "tooltip"]
+__all__ = [
+    "Format",
+    "Scale",
+    "frame",
+    "horizontal_grid",
+    "nice_ticks",
+    "shorten",
+    "text",
+    "text_width",
+    "tooltip",
+]
 
 Format = Callable[[float], str]
 
@@ -64,6 +74,11 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
 def text_width(content: str, size: float = 12) -> float:
     """Estimate the width of a text in a sans-serif of this size: a little more than it usually is."""
     return len(content) * size * 0.56
+
+
+def shorten(name: str, most: int = 34) -> str:
+    """Cut a name that would take the room of the picture; tooltips and tables have it whole."""
+    return name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
 
 
 def text(x: float, y: float, content: str, *, anchor: str = "start", class_: str = "tick") -> Markup:

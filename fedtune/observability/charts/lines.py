@@ -11,6 +11,7 @@ from fedtune.observability.charts.axes import (
     frame,
     horizontal_grid,
     nice_ticks,
+    shorten,
     text,
     text_width,
     tooltip,
@@ -73,7 +74,7 @@ def line_chart(
     ticks = nice_ticks(0 if from_zero else min(values), max(values))
     left = 10 + max(text_width(format_(tick)) for tick in ticks)
     names = [line.name for line in lines if line.labelled] if end_labels else []
-    right = width - (12 + max((text_width(name, 13) for name in names), default=0) if names else 10)
+    right = width - (12 + max((text_width(shorten(name), 13) for name in names), default=0) if names else 10)
     x = Scale(low=rounds[0], high=rounds[-1], start=left + 8, end=right - 8)
     y = Scale(low=ticks[0], high=ticks[-1], start=height - 40, end=28)
     return frame(
@@ -135,6 +136,6 @@ def _end_labels(lines: Sequence[Line], x: Scale, y: Scale, height: float) -> lis
         limit = places[index + 1] - _LABEL_GAP if index + 1 < len(places) else places[index] - overflow
         places[index] = min(places[index], limit)
     return [
-        text(x.end + 12, place, line.name, class_=f"name {line.style}{' bold' if line.bold else ''}")
+        text(x.end + 12, place, shorten(line.name), class_=f"name {line.style}{' bold' if line.bold else ''}")
         for line, place in zip(ordered, places, strict=True)
     ]

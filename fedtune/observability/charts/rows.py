@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedtune.observability.charts.axes import Format, Scale, frame, nice_ticks, text, text_width, tooltip
+from fedtune.observability.charts.axes import (
+    Format,
+    Scale,
+    frame,
+    nice_ticks,
+    shorten,
+    text,
+    text_width,
+    tooltip,
+)
 from fedtune.observability.markup import Markup, el
 
 __all__ = ["Bar", "Row", "grouped_rows", "stacked_rows"]
 
-_BAR = 11.0
+_BAR = 12.5
 _STACK_BAR = 18.0
 _GAP = 14.0
+_NAME_AND_NOTE = 28.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +62,16 @@ def grouped_rows(
     left = 4.0 if names_above else _names_width(rows)
     head = 20.0 if names_above else 0.0
     x = Scale(low=ticks[0], high=ticks[-1], start=left, end=width - 46)
-    heights = [head + _BAR * len(row.bars) + _GAP for row in rows]
+    # One bar alone is lower than its name and note.
+    lowest = 0.0 if names_above else _NAME_AND_NOTE
+    heights = [head + max(_BAR * len(row.bars), lowest) + _GAP for row in rows]
     height = 30 + sum(heights) + 4
     marks = _vertical_grid(ticks, x, height, format_, x_label)
     top = 34.0
     for row, row_height in zip(rows, heights, strict=True):
         marks += _names(row, top, row_height, left, above=names_above)
         for index, bar in enumerate(row.bars):
-            y = top + head + index * _BAR
+            y = top + head + (row_height - _GAP - head - _BAR * len(row.bars)) / 2 + index * _BAR
             if bar.value is None:
                 marks.append(text(x(0) + 5, y + 9, "not measured", class_="value"))
                 continue
@@ -71,11 +83,11 @@ def grouped_rows(
                     x=start,
                     y=y,
                     width=max(1.0, end - start),
-                    height=_BAR - 2,
+                    height=_BAR - 2.5,
                     class_=f"bar {bar.style}",
                 )
             )
-            marks.append(text(max(end, x(0)) + 5, y + 8.5, format_(bar.value), class_="value"))
+            marks.append(text(max(end, x(0)) + 5, y + 9, format_(bar.value), class_="value"))
         top += row_height
     marks.append(el("line", x1=x(0), x2=x(0), y1=26, y2=height, class_="zero"))
     return frame(marks, width=width, height=height, label=label)
@@ -96,7 +108,7 @@ def stacked_rows(
     x = Scale(low=0.0, high=max(sums) or 1.0, start=left, end=width - notes - 12)
     row_height = head + _STACK_BAR + 8
     height = 30 + row_height * len(rows) + 4
-    ticks = [tick for tick in ticks if x(tick) <= width]
+    ticks = [tick for tick in ticks if x(tick) <= width - 14]
     marks = _vertical_grid(ticks, x, height, format_, x_label)
     for index, (row, total) in enumerate(zip(rows, sums, strict=True)):
         top = 34 + index * row_height
@@ -124,19 +136,19 @@ def stacked_rows(
 
 
 def _names_width(rows: Sequence[Row]) -> float:
-    return 14 + max(max(text_width(row.name, 13), text_width(row.note, 11.5)) for row in rows)
+    return 14 + max(max(text_width(shorten(row.name), 13), text_width(row.note, 11.5)) for row in rows)
 
 
 def _names(row: Row, top: float, height: float, left: float, *, above: bool) -> list[Markup]:
     class_ = f"name{' bold' if row.bold else ''}"
     if above:
         aside = el("tspan", f"  {row.note}", class_="note") if row.note else None
-        return [el("text", row.name, aside, x=left, y=top + 13, class_=class_)]
+        return [el("text", shorten(row.name), aside, x=left, y=top + 13, class_=class_)]
     middle = top + (height - _GAP if row.bars else height) / 2 + 4
     if not row.note:
-        return [text(left - 10, middle, row.name, anchor="end", class_=class_)]
+        return [text(left - 10, middle, shorten(row.name), anchor="end", class_=class_)]
     return [
-        text(left - 10, middle - 6, row.name, anchor="end", class_=class_),
+        text(left - 10, middle - 6, shorten(row.name), anchor="end", class_=class_),
         text(left - 10, middle + 9, row.note, anchor="end", class_="note"),
     ]
 

@@ -38,8 +38,8 @@ def head(summary: Summary, answer: Verdict) -> Markup:
     return el(
         "header",
         el("p", "Federated fine-tuning · ", el("b", summary["name"] or "unnamed run"), class_="eyebrow"),
-        el("h1", answer.headline, class_=answer.tone),
         banner,
+        el("h1", answer.headline, class_=answer.tone),
         (el("p", sentence, class_="lede") for sentence in answer.sentences),
     )
 
@@ -68,7 +68,7 @@ def key_figures(summary: Summary) -> Markup:
     if summary["uplink_bytes"] is not None:
         down = wording.bytes_(summary["downlink_bytes"])
         entries.append(
-            ("Sent per site and round", wording.bytes_(summary["uplink_bytes"]), f"and {down} received")
+            ("Upload", wording.bytes_(summary["uplink_bytes"]), f"per site and round; download {down}")
         )
     if summary["peak_memory_mib"] is not None:
         entries.append(("Peak memory", wording.mebibytes(summary["peak_memory_mib"]), "of one process"))
@@ -104,8 +104,9 @@ def comparison(summary: Summary) -> Markup | None:
             )
             for width in (WIDE, NARROW)
         ]
+    ways = "each way of training" if len(kinds) > 1 else "federating"
     shown = figure(
-        "How much each way of training takes off the base model's loss",
+        f"How much {ways} takes off the base model's loss",
         *pictures,
         note=_note(summary, kinds),
         key=legend(list(kinds.items())),
@@ -153,22 +154,17 @@ def _row(name: str, losses: Mapping[str, Any], kinds: Mapping[str, str], *, bold
 
 
 def _table(summary: Summary, kinds: Mapping[str, str]) -> Markup:
-    with_local = "local" in kinds
-    heads = ["Site", "Training examples", "Base", *(name.capitalize() for name in kinds.values())]
-    if with_local:
-        heads.append("Federated against alone")
-    elif kinds:
-        heads.append("Federated against base")
+    against = "local" if "local" in kinds else "base"
+    heads = ["Site", "Base", *(name.capitalize() for name in kinds.values()), "Training examples"]
+    if kinds:  # the answer stands next to the name, in sight on a phone too
+        heads.insert(1, "Federated against alone" if against == "local" else "Federated against base")
 
-    def cells(name: str, site: Mapping[str, Any], examples: int | None) -> list[Child]:
-        row: list[Child] = [name, wording.count(examples), wording.loss(site["base"])]
-        row += [wording.loss(site[kind]) for kind in kinds]
-        if kinds:
-            row.append(_difference(site["federated"], site["local" if with_local else "base"]))
-        return row
+    def cells(name: str, site: Mapping[str, Any], examples: str | None) -> list[Child]:
+        losses = [wording.loss(site[kind]) for kind in ("base", *kinds)]
+        answer = [_difference(site["federated"], site[against])] if kinds else []
+        return [name, *answer, *losses, examples]
 
     sites: Mapping[str, Mapping[str, Any]] = summary["sites"]
-    known = [site["train_examples"] for site in sites.values() if site["train_examples"] is not None]
     label = "Mean over sites"
     left_out = len(sites) - len(summary["sites_compared"])
     if left_out:
@@ -176,8 +172,8 @@ def _table(summary: Summary, kinds: Mapping[str, str]) -> Markup:
     return table(
         "Losses of every site",
         heads,
-        [cells(name, site, site["train_examples"]) for name, site in sites.items()],
-        foot=cells(label, summary["held_out_loss"], sum(known) if known else None),
+        [cells(name, site, wording.count(site["train_examples"])) for name, site in sites.items()],
+        foot=cells(label, summary["held_out_loss"], None),
     )
 
 

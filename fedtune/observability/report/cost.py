@@ -14,8 +14,8 @@ from fedtune.observability.report.parts import SMALL, figure, legend, section, t
 __all__ = ["cost", "failures"]
 
 _TIME = {
-    "training_seconds": ("local", "training"),
-    "evaluation_seconds": ("federated", "evaluation"),
+    "training_seconds": ("federated", "training"),
+    "evaluation_seconds": ("centralized", "evaluation"),
     "other_seconds": ("base", "everything else"),
 }
 _LONG = 12
@@ -116,7 +116,7 @@ def _error(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
     columns = [
         Column(
             label=str(row["round"]),
-            parts=(Part(name="aggregation error", value=row["aggregation_error"], style="local"),),
+            parts=(Part(name="aggregation error", value=row["aggregation_error"], style="federated"),),
         )
         for row in measured
     ]
@@ -140,9 +140,7 @@ def _memory(rows: Sequence[Mapping[str, Any]]) -> Markup:
     columns = [
         Column(
             label=str(row["round"]),
-            parts=(
-                Part(name="peak memory", value=(row["peak_memory_mib"] or 0) / 1024, style="centralized"),
-            ),
+            parts=(Part(name="peak memory", value=(row["peak_memory_mib"] or 0) / 1024, style="federated"),),
         )
         for row in rows
     ]
@@ -163,7 +161,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Markup:
             "Base" if row["round"] == 0 else str(row["round"]),
             wording.count(len(row["clients"])) if row["round"] else wording.ABSENT,
             wording.listing(row["failed"]) or wording.ABSENT,
-            " and ".join(row["factors"]) or wording.ABSENT,
+            "\u00a0and\u00a0".join(row["factors"]) or wording.ABSENT,
             wording.loss(row["held_out_loss"]),
             f"{wording.loss(row['loss_before'])} → {wording.loss(row['loss_after'])}"
             if row["clients"]
@@ -203,5 +201,5 @@ def failures(summary: Mapping[str, Any]) -> Markup | None:
             ],
             words=(0, 2, 3, 4),
         ),
-        lead=f"{names} did not reply as asked; the rounds went on without, and nothing of it was counted.",
+        lead=f"{names}: what failed was left out of its round and counts for nothing.",
     )

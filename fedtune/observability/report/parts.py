@@ -8,13 +8,13 @@ from fedtune.observability.markup import Child, Markup, el
 
 __all__ = ["NARROW", "SMALL", "WIDE", "figure", "legend", "section", "table", "tiles"]
 
-WIDE = 920.0
+WIDE = 820.0
 """Width of a picture across the page, in px."""
 
 NARROW = 350.0
 """Width of the same picture drawn for a phone."""
 
-SMALL = 430.0
+SMALL = 400.0
 """Width of a picture of which two stand side by side."""
 
 

@@ -63,7 +63,10 @@ def record(started: RunStarted | None, loaded: ModelLoaded | None, sessions: int
             ("Quantization", loaded.quantization),
             ("Arithmetic", loaded.compute_dtype),
         ]
-    machine = [("fedtune", started.version), *((key, _show(value)) for key, value in started.machine.items())]
+    machine = [
+        ("fedtune", started.version),
+        *((key.replace("_", " "), _show(value)) for key, value in started.machine.items()),
+    ]
     if sessions > 1:
         machine.append(("Sessions", f"{sessions}: the run was resumed; these are the facts of the last"))
     return section(

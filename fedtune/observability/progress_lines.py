@@ -1,0 +1,99 @@
+"""What each event says in a line of text."""
+
+from __future__ import annotations
+
+from fedtune.observability import wording
+from fedtune.observability.events import (
+    BaselineFinished,
+    ClientFailed,
+    ClientTrained,
+    Event,
+    ModelLoaded,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+    Sites,
+)
+from fedtune.observability.progress_state import ProgressState
+from fedtune.observability.statistics import mean
+
+__all__ = ["base_line", "event_text", "printable", "round_text", "time_left"]
+
+_STAGES = {"hello": "saying hello", "train": "training", "evaluate": "evaluation"}
+
+
+def event_text(event: Event, state: ProgressState) -> str:
+    """Return what an event says, or nothing.
+
+    Args:
+        event: What has happened.
+        state: After this event.
+    """
+    match event:
+        case RunStarted():
+            how = "starts" if event.resumed_after is None else f"goes on after round {event.resumed_after}"
+            text = f"{event.name} {how}, fedtune {event.version}"
+        case ModelLoaded():
+            text = (
+                f"model loaded in {wording.seconds(event.seconds)}: {event.name} ({event.quantization}, "
+                f"{event.compute_dtype}), {wording.count(event.parameters)} parameters, "
+                f"{wording.count(event.adapter_parameters)} trained"
+            )
+        case Sites():
+            total = sum(site.train_examples for site in event.sites)
+            text = f"{len(event.sites)} sites, {wording.count(total)} training examples"
+            if event.skipped_rows:
+                text += f"; {wording.count(event.skipped_rows)} bad rows skipped"
+        case ClientTrained():
+            text = f"{round_text(event.round, state)}  {event.client} trained: {_training(event, state)}"
+        case ClientFailed():
+            what = f"FAILED in {_STAGES[event.stage]}: {event.code}: {event.reason}"
+            text = f"{round_text(event.round, state)}  {event.client} {what}"
+        case RoundFinished():
+            parts = [time_left(state, event.time)]
+            if event.held_out_loss is not None:
+                parts.insert(0, f"held-out loss {wording.loss(event.held_out_loss)}")
+            text = ", ".join([f"{round_text(event.round, state)}  finished", *filter(None, parts)])
+        case BaselineFinished():
+            who = "all data pooled" if event.site is None else f"{event.site} alone"
+            value = wording.loss(mean(event.held_out_loss.values()))
+            text = f"baseline, {who}: held-out loss {value}, {wording.seconds(event.seconds)}"
+        case RunFinished():
+            reason = f": {event.reason}" if event.reason else ""
+            text = f"run {event.status} in {wording.seconds(event.seconds)}{reason}"
+        case _:
+            text = ""
+    return printable(text)
+
+
+def base_line(state: ProgressState) -> str:
+    """Return the loss of the base, once it is known."""
+    base = state.held_out.get(0)
+    return "" if base is None else f"base  held-out loss {wording.loss(base)}"
+
+
+def round_text(number: int, state: ProgressState) -> str:
+    """Round 2/4."""
+    return f"round {number}/{state.rounds}" if state.rounds else f"round {number}"
+
+
+def time_left(state: ProgressState, now: float) -> str:
+    """About 3 min left; nothing while it is not known."""
+    left = state.seconds_left(now)
+    return f"{wording.about(left)} left" if left else ""
+
+
+def printable(text: str) -> str:
+    """Keep control characters off the terminal: names and reasons may come from another machine."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _training(event: ClientTrained, state: ProgressState) -> str:
+    done = sum(client.status in ("trained", "evaluated", "failed") for client in state.clients.values())
+    parts = (
+        f"loss {wording.loss(event.loss_before)} → {wording.loss(event.loss_after)}",
+        f"{wording.count(state.clients[event.client].tokens_per_second)} tokens/s",
+        f"{done} of {len(state.clients)}",
+        time_left(state, event.time),
+    )
+    return ", ".join(filter(None, parts))
