@@ -68,7 +68,7 @@ def build_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
                 logger.warning("%s refused %s: %s", name, message.metadata.message_type, error)
                 failure = Failure(site=name, code=problem.code, reason=problem.what)
             except MemoryError:
-                failure = Failure(site=name, code="FT403", reason="The site ran out of memory.")
+                failure = Failure(site=name, code="FT610", reason="The site ran out of memory.")
             except Exception as error:
                 # Its words may quote a record: they stay here, and only the type leaves.
                 logger.exception("%s failed at %s", name, message.metadata.message_type)

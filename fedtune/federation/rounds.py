@@ -118,7 +118,7 @@ class Federation:
         self._record_sites([hellos[name] for name in sorted(hellos)])
         for name, hello in sorted(hellos.items()):
             if hello.train_examples == 0:
-                sites.fail("hello", 0, name, "FT404", "It has no example to train on, and is left out.")
+                sites.fail("hello", 0, name, "FT611", "It has no example to train on, and is left out.")
                 del sites.nodes[name]
         sites.require(0, len(sites.nodes), self.config.federation.min_replies or 1)
 

@@ -155,7 +155,7 @@ def parse(message: Message, kind: type[T]) -> T:
     """
     where = f"message {message.metadata.message_type} from node {message.metadata.src_node_id}"
     try:
-        text = message.content[RECORD]["json"]  # type: ignore[index, call-overload]
+        text = message.content[RECORD]["json"]
     except (KeyError, TypeError, ValueError):
         raise UpdateError(_problem(f"a {kind.__name__} was expected, got no JSON record", where)) from None
     if not isinstance(text, str) or len(text) > MAX_JSON_CHARACTERS:

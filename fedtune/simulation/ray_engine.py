@@ -22,13 +22,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_to_json
 from fedtune.errors import FederationError, MachineError, Problem
 from fedtune.federation.server import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY
 from fedtune.models.hardware import physical_cores
-from fedtune.observability.events import Event, RunFinished, Split, parse_event
+from fedtune.observability.events import Event, RoundFinished, RunFinished, Split, parse_event
 from fedtune.simulation.bundle import write_bundle
 
 __all__ = ["run_on_ray"]
@@ -135,7 +136,7 @@ class _Tail:
         self._offset += len(whole)
         for line in whole.splitlines():
             self.last = event = parse_event(line, where=str(self._path))
-            if event.name_on_disk == "round_finished":
+            if isinstance(event, RoundFinished):
                 self.finished_rounds = event.round
             for observer in self._observers:
                 observer(event)
@@ -148,7 +149,7 @@ def _split_json(split: Split | None) -> str:
 
 
 @contextmanager
-def _superlink(home: Path, environment: dict[str, str], output: object) -> Iterator[str]:
+def _superlink(home: Path, environment: dict[str, str], output: IO[bytes]) -> Iterator[str]:
     """Start a SuperLink for simulations on free loopback ports; yields the name of the connection."""
     port, control = _free_ports(2)
     (home / "config.toml").write_text(
@@ -178,12 +179,12 @@ def _script(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def _spawn(command: list[str], environment: dict[str, str], output: object) -> subprocess.Popen[bytes]:
+def _spawn(command: list[str], environment: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603  # our own scripts, no shell
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=output,  # type: ignore[arg-type]
+        stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509

@@ -14,7 +14,7 @@ from fedtune.config.schema import Config
 from fedtune.config.wire import config_from_json
 from fedtune.data.examples import Example
 from fedtune.data.load import load_examples
-from fedtune.data.partition import Partition, label_counts, partition, split_held_out
+from fedtune.data.partition import HeldOutSplit, Partition, label_counts, partition, split_held_out
 from fedtune.data.tokenize import TokenizedExample, tokenize_all
 from fedtune.federation.server import CONFIG_KEY
 from fedtune.federation.site import Site

@@ -240,7 +240,7 @@ def test_a_site_with_one_example_takes_part_and_one_with_none_is_named(
     )
     run = fedtune.simulate(few)
     failed = [e for e in read_events(run.path / "rounds.jsonl") if isinstance(e, ClientFailed)]
-    assert [event.code for event in failed] == ["FT404"]
+    assert [event.code for event in failed] == ["FT611"]
 
 
 def test_bad_data_is_refused_before_a_run_directory_is_made(
