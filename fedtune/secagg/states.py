@@ -24,6 +24,7 @@ from fedtune.secagg.rounding import EncodedUpdate
 from fedtune.secagg.spent import UpdateOrigin
 
 __all__ = [
+    "PPM",
     "Advertised",
     "Attempt",
     "Confirmed",
@@ -166,7 +167,7 @@ class Opened:
 
 State = Idle | Held | Advertised | Shared | Masked | Confirmed | Opened
 
-_PPM: Final = 1_000_000
+PPM: Final = 1_000_000
 
 
 def expected_binding(
@@ -179,8 +180,8 @@ def expected_binding(
         attempt=attempt,
         ring_bits=encoding.ring_bits,
         prg=policy.prg,
-        corrupt_ppm=round(policy.corrupt_fraction * _PPM),
-        drop_ppm=round(policy.drop_fraction * _PPM),
+        corrupt_ppm=round(policy.corrupt_fraction * PPM),
+        drop_ppm=round(policy.drop_fraction * PPM),
         base_hash=facts.origin.base,
         adapter_hash=facts.origin.adapter,
         config_hash=facts.origin.config,
