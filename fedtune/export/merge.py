@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedtune.errors import Problem, RunError
+from fedtune.models.messages import quiet_loading, without_peft_deprecation
 from fedtune.observability.disk import TEMPORARY_SUFFIX, disk_errors, sync_directory
 
 __all__ = ["merge_adapter"]
@@ -44,10 +46,11 @@ def merge_adapter(base: Path, adapter: Path, directory: Path) -> None:
                 fix="name a new folder: a merged model is not written over other files",
             )
         )
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    with _written_whole(directory) as staging:
+    with quiet_loading(), without_peft_deprecation():
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    with _written_whole(directory) as staging, quiet_loading():
         merged.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
 
@@ -77,8 +80,8 @@ def _safetensors_errors() -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-        raise OSError(number, str(error)) from error
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def _sync(file: Path) -> None:
