@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -121,7 +121,8 @@ def file_sha256(path: Path, cache: Path) -> str:
         temporary.write_text(json.dumps(stamp | {"sha256": digest}), encoding="utf-8")
         os.replace(temporary, note)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return digest
 
 

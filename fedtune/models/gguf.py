@@ -77,7 +77,9 @@ def _config(folder: Path, **which: str) -> PreTrainedConfig:
 def _convert(path: Path, folder: Path) -> None:
     started = time.perf_counter()
     size_mib = path.stat().st_size / 2**20
-    logger.info("converting %s (%.0f MiB), once on this machine: about 25 s for 100 MiB", path.name, size_mib)
+    logger.info(
+        "converting %s (%.1f MiB), once on this machine; 100 MiB take about 25 s", path.name, size_mib
+    )
     try:
         with quiet_loading(), bars_on_terminals_only():
             tokenizer = AutoTokenizer.from_pretrained(

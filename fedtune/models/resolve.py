@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -85,9 +86,7 @@ def resolve(config: ModelConfig, *, weights: bool = True) -> ModelSource:
             f"there is no directory {path}, and it cannot be a Hugging Face id (OWNER/NAME)",
             "check the path in model.name",
         )
-    folder = _hub_snapshot(name, weights=weights)
-    _check_directory(name, folder, weights=weights)
-    return ModelSource(name=name, kind="directory", path=folder)
+    return ModelSource(name=name, kind="directory", path=_hub_snapshot(name, weights=weights))
 
 
 def _missing(name: str, what: str, fix: str) -> ModelError:
@@ -132,24 +131,21 @@ def _file_of_package(name: str) -> Path:
 
 def _hub_snapshot(name: str, *, weights: bool) -> Path:
     """Return the cached snapshot when it is complete, else download what is missing."""
-    try:
+    with suppress(LocalEntryNotFoundError):
         folder = Path(snapshot_download(name, local_files_only=True))
         if not _absent(folder, weights=weights):
             return folder
-    except LocalEntryNotFoundError:
-        pass
-    patterns = [*_SETTINGS_FILES, *(("*.safetensors",) if weights else ())]
+    fix = (
+        f"where there is a network, run `hf download {name} --local-dir FOLDER`, copy FOLDER here and "
+        "set model.name=FOLDER; or name a directory, a .gguf file or package:NAME/FILE"
+    )
     try:
-        with disk_errors(Path(HF_HUB_CACHE), elsewhere="set $HF_HOME to a folder elsewhere"):
-            # "*/*": files in subfolders are the same weights again, in formats that are not used here.
-            return Path(
-                snapshot_download(
-                    name,
-                    allow_patterns=patterns,
-                    ignore_patterns=["*/*"],
-                    etag_timeout=_LOOKUP_TIMEOUT_SECONDS,
-                )
-            )
+        folder = _download(name, weights=weights)
+        absent = _absent(folder, weights=weights)
+        if not absent:
+            return folder
+        # Without a network, the hub's client returns what little it has.
+        what = f"of {name}, {' and '.join(absent)}: here, and to be had from the Hugging Face hub now"
     except GatedRepoError:
         what = f"the Hugging Face hub gives {name} only to accounts that accepted its terms"
         fix = f"accept them at https://huggingface.co/{name}, then run `hf auth login`"
@@ -162,11 +158,17 @@ def _hub_snapshot(name: str, *, weights: bool) -> Path:
         what = (
             f"{name} is not on this machine, and the Hugging Face hub does not give it: {_first_line(error)}"
         )
-        fix = (
-            f"where there is a network, run `hf download {name} --local-dir FOLDER`, copy FOLDER here and "
-            "set model.name=FOLDER; or name a directory, a .gguf file or package:NAME/FILE"
-        )
     raise ModelError(Problem(code="FT302", what=what, where=f"model.name={name}", fix=fix))
+
+
+def _download(name: str, *, weights: bool) -> Path:
+    patterns = [*_SETTINGS_FILES, *(("*.safetensors",) if weights else ())]
+    with disk_errors(Path(HF_HUB_CACHE), elsewhere="set $HF_HOME to a folder elsewhere"):
+        # "*/*": files in subfolders are the same weights again, in formats that are not used here.
+        folder = snapshot_download(
+            name, allow_patterns=patterns, ignore_patterns=["*/*"], etag_timeout=_LOOKUP_TIMEOUT_SECONDS
+        )
+    return Path(folder)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 HIDDEN = 32
 LAYERS = 2
@@ -73,6 +74,7 @@ def make_tiny_model(path: Path | str, *, seed: int = 0, **overrides: object) -> 
                 parameter.fill_(1.0)
             else:
                 parameter.copy_(torch.from_numpy(stream.normal(0.0, 0.1, size=tuple(parameter.shape))))
+    logging.disable_progress_bar()
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
