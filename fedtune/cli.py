@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process unless given.
 
     Returns:
-        The exit code: 0, that of a :class:`FedtuneError`, 1 for an unexpected error, 2 for a command line that
-        cannot be parsed, 130 after Ctrl-C.
+        The exit code: 0, that of a :class:`FedtuneError`, 1 for an unexpected error, 130 after Ctrl-C. A
+        command line that cannot be parsed ends the process with 2.
     """
     arguments = _parse(argv)
     try:
@@ -197,6 +197,7 @@ def _run(arguments: argparse.Namespace) -> int:
         shtab = importlib.import_module("shtab")
         print(shtab.complete(build_parser(), shell=arguments.shell))
         return 0
+    importlib.import_module("fedtune.commands.reporting").show_log()
     run: Callable[[argparse.Namespace], int] = importlib.import_module(
         f"fedtune.commands.{arguments.command}"
     ).run

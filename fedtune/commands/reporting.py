@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 import tempfile
 import traceback
@@ -11,7 +12,22 @@ from typing import Any
 
 from fedtune.errors import FedtuneError
 
-__all__ = ["print_json", "report_crash", "report_problems", "say"]
+__all__ = ["print_json", "report_crash", "report_problems", "say", "show_log"]
+
+
+class _ToPerson(logging.Handler):
+    """Writes to what sys.stderr is at that moment: a live display puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
+def show_log() -> None:
+    """Let a person see what fedtune's modules log, such as that a model is being converted."""
+    logger = logging.getLogger("fedtune")
+    if not logger.handlers:
+        logger.addHandler(_ToPerson())
+        logger.setLevel(logging.INFO)
 
 
 def say(text: str = "") -> None:

@@ -6,6 +6,7 @@ are reported together; the right ones go on to be composed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from fedtune.config.keys import GROUPS, is_known, keys, similar
 from fedtune.config.validate import shown, unknown_key
 from fedtune.errors import Problem
 
-__all__ = ["CheckedOverrides", "check_overrides", "expand_sweep", "options"]
+__all__ = ["CheckedOverrides", "check_overrides", "expand_sweep", "options", "quoted"]
 
 COMMAND_LINE = "the overrides"
 
@@ -83,6 +84,15 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
         return []
     jobs: list[list[str]] = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
     return jobs
+
+
+def quoted(value: str) -> str:
+    """A string as the value of an override, whatever characters it holds."""
+    # A backslash is itself, but before an interpolation to OmegaConf, and before a quote to hydra.
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", value)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{chr(92) * trailing}'"
 
 
 def _parse(text: str) -> Override | Problem:

@@ -4,12 +4,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedtune.config.compose import compose
 from fedtune.config.keys import keys
-from fedtune.config.overrides import check_overrides, expand_sweep
+from fedtune.config.overrides import check_overrides, expand_sweep, quoted
 from fedtune.errors import ConfigError, Problem
 
 
@@ -236,3 +236,14 @@ def test_a_sweep_expands_to_the_grid_in_hydras_order() -> None:
     ]
     assert all(job[2] == "federation.rounds=2" for job in jobs)
     assert expand_sweep(["training.learning_rate=interval(0,1)"]) == []
+
+
+@settings(max_examples=60, deadline=None)  # each composes the YAML anew
+@given(st.text(st.sampled_from("\\\\'\"${}[],= \\né"), min_size=1, max_size=9))
+@example("it's")
+@example("C:\\rows\\")
+@example("\\'")
+@example("a\\\\'b\\")
+@example("${seed}")
+def test_a_quoted_value_arrives_as_it_is(value: str) -> None:
+    assert compose(["data=files", "partition=iid", f"data.files=[{quoted(value)}]"]).data.files == (value,)

@@ -1,0 +1,1 @@
+"""``fedtune estimate``: what a configuration will take, before anything is loaded."""

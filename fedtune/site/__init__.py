@@ -1,0 +1,1 @@
+"""What concerns the machine that fedtune runs on."""

