@@ -218,26 +218,23 @@ def _apply(example: Example, turns: Sequence[Turn], tokenizer: Tokenizer | None,
 def _own_response(example: Example, full: str, prompt: str, eos: str) -> str:
     """What the tokenizer's template writes after the prompt, up to the end of its last mark."""
     if not full.startswith(prompt):
-        raise DataError(
-            Problem(
-                code="FT225",
-                what="expected the tokenizer's chat template to write a row as prompt and response, got a "
-                f"prompt (ending in {prompt[-40:]!r}) that changes when the response is there",
-                where=f"row {example.id}",
-                fix="set data.template=chatml or data.template=alpaca",
-            )
-        )
+        raise _not_prompt_then_response(example, "a prompt that changes when the response is there")
     rest = full[len(prompt) :]
     content = example.response.strip()  # many templates trim what they are given
     start = rest.find(content)
     if start < 0:
-        raise DataError(
-            Problem(
-                code="FT225",
-                what=f"expected the tokenizer's chat template to write the response, got {rest[:60]!r}",
-                where=f"row {example.id}",
-                fix="set data.template=chatml or data.template=alpaca",
-            )
-        )
+        raise _not_prompt_then_response(example, "no such response after the prompt")
     end_mark = rest[start + len(content) :].rstrip()
     return rest.rstrip() if end_mark else rest[: start + len(content)] + eos
+
+
+def _not_prompt_then_response(example: Example, got: str) -> DataError:
+    # The row's text is not quoted: this error may be raised at a site, whose rows stay there.
+    return DataError(
+        Problem(
+            code="FT225",
+            what=f"expected the tokenizer's chat template to write the prompt and then the response, got {got}",
+            where=f"row {example.id}",
+            fix="set data.template=chatml or data.template=alpaca",
+        )
+    )

@@ -261,5 +261,7 @@ def test_a_response_that_the_tokenizer_drops_is_refused() -> None:
     tokenizer.chat_template = (
         "{% for m in messages %}k {{ m.content }} {% endfor %}{% if add_generation_prompt %}k {% endif %}"
     )
-    with pytest.raises(DataError, match="FT225: expected a token to learn from, got none from the response"):
+    with pytest.raises(
+        DataError, match="FT225: expected a token to learn from, got none from a response of 5"
+    ):
         tokenize(question("k", "other"), tokenizer, data_config())
