@@ -53,13 +53,19 @@ def progress(console: Console | None = None) -> Iterator[Observer]:
     Yields:
         The observer to give every event to. It may be called from any thread.
     """
-    console = console or Console(stderr=True)
+    console = console or _Console(stderr=True)
     display = _Display(console)
     if console.is_terminal and not console.is_dumb_terminal:
         with Live(console=console, get_renderable=display.render, refresh_per_second=4, transient=True):
             yield display.observe_live
     else:
         yield display.observe_plain
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the display go on without its reader; rich would end the process and take stdout with it."""
+        raise BrokenPipeError
 
 
 class _Display:
@@ -102,7 +108,7 @@ def _table(state: ProgressState, now: float) -> RenderableType:
     head.append(f"  {time_left(state, now)}", style="dim")
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("site", no_wrap=True, max_width=36)
-    table.add_column("state", no_wrap=True, max_width=44)
+    table.add_column("state", no_wrap=True, max_width=60)
     table.add_column("steps", no_wrap=True)
     for heading in ("loss", "tokens/s", "held-out"):
         table.add_column(heading, justify="right", no_wrap=True)

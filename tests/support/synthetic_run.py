@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fedtune.observability.events import (
@@ -86,16 +86,19 @@ def synthetic_run(
     failure: bool = True,
     finish: bool = True,
     names: Sequence[str] = tuple(SITES),
+    rows_and_base: Mapping[str, tuple[int, float]] | None = None,
     seed: int = 1,
     start: float = START,
 ) -> list[Event]:
     """Return the events of one uninterrupted session.
 
+    Sites are those of ``rows_and_base``, or ``SITES`` under other names.
+
     With ``failure``, the fourth site fails in training in round 2 and in round 3 evaluates nothing. The last
     site is one that federation does not help, when baselines are there.
     """
     random_ = random.Random(seed)
-    sizes = dict(zip(names, SITES.values(), strict=False))
+    sizes = dict(rows_and_base or zip(names, SITES.values(), strict=False))
     clock = start
     events: list[Event] = [
         RunStarted(
