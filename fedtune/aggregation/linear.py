@@ -13,9 +13,9 @@ name           trains          the product B A that results
                                "Towards Building the Federated GPT", 2024, arXiv:2305.05644
 ``ffa``        B               mean(B) A = mean(B A): exact; A keeps its seeded start. FFA-LoRA, Sun et
                                al., "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024
-``alternating``  B, then A, …  exact in every round, as in each one factor is the same everywhere.
+``alternating``  B, then A      exact in every round, as in each one factor is the same everywhere.
                                RoLoRA, Chen et al., "Robust Federated Finetuning of LLMs via Alternating
-                               Optimization of LoRA", 2025, arXiv:2502.01755
+                               Optimization of LoRA", NeurIPS 2025, arXiv:2502.01755
 =============  ==============  ========================================================================
 """
 

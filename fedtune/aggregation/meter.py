@@ -16,8 +16,8 @@ taken between deltas. This is one product L R of stacked factors, L (out, K) and
 
 and no (out, in) matrix is ever formed. The mean of the products is the same L times R with A-bar in the place
 of A-bar - A'. For ``fedavg`` in exact arithmetic the last two terms vanish, and E is the cross-covariance of
-the clients' factors, sum_i p_i (B_i - B-bar) (A_i - A-bar), which Sun et al. (FFA-LoRA, ICLR 2024, section 3)
-name as what separate averaging loses.
+the clients' factors, sum_i p_i (B_i - B-bar) (A_i - A-bar): what separate averaging loses (Sun et al.,
+FFA-LoRA, ICLR 2024, on the discordance of local training and averaging).
 """
 
 from __future__ import annotations

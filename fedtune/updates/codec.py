@@ -96,8 +96,8 @@ def from_arrays(
 def wire_bytes(record: ArrayRecord) -> int:
     """Return the bytes of a record's tensors and names.
 
-    Flower's framing (object ids, JSON about each array) is left out: it is a constant for each tensor, about
-    1 % for the adapters of a 135M model, and belongs to Flower's version, not to the method.
+    Flower's framing (object ids, JSON about each array) is left out: it is a constant for each tensor, 0.7 %
+    of a rank-16 adapter of a 135M model, and belongs to Flower's version, not to the method.
     """
     return sum(len(name.encode()) + len(array.data) for name, array in record.items())
 
