@@ -6,6 +6,7 @@ string, whatever the values hold.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 __all__ = ["PROTOCOL", "canonical", "digest"]
@@ -19,24 +20,30 @@ def canonical(*parts: bytes | str | int) -> bytes:
 
     Guarantees:
         * Injective: different lists of parts give different bytes.
+        * The encoding of a list is that of its beginning followed by that of its end.
 
     Raises:
         ValueError: An integer is negative.
     """
-    encoded = []
+    encoded: list[bytes] = []
     for part in parts:
-        if isinstance(part, str):
+        if isinstance(part, bytes):
+            tag, raw = b"b", part
+        elif isinstance(part, str):
             tag, raw = b"s", part.encode()
-        elif isinstance(part, int):
+        else:
             if part < 0:
                 raise ValueError(f"canonical integers are non-negative, got {part}")
             tag, raw = b"i", part.to_bytes((part.bit_length() + 7) // 8, "big")
-        else:
-            tag, raw = b"b", bytes(part)
-        encoded.append(tag + len(raw).to_bytes(8, "big") + raw)
+        encoded += (tag, len(raw).to_bytes(8, "big"), raw)
     return b"".join(encoded)
 
 
 def digest(purpose: str, *parts: bytes | str | int) -> bytes:
     """SHA-256 (32 bytes) of the canonical parts under a purpose, so that no hash serves two ends."""
-    return hashlib.sha256(canonical(PROTOCOL, purpose, *parts)).digest()
+    return hashlib.sha256(_prefix(purpose) + canonical(*parts)).digest()
+
+
+@functools.lru_cache(maxsize=64)
+def _prefix(purpose: str) -> bytes:
+    return canonical(PROTOCOL, purpose)

@@ -31,9 +31,13 @@ class KeySchedule:
     def __init__(self, *, transcript: bytes, binding: bytes) -> None:
         self._salt = transcript
         self._binding = binding
+        self._starts: dict[str, bytes] = {}  # of the info strings, by purpose: thousands of keys share them
 
     def _derive(self, secret: bytes, purpose: str, *ends: bytes) -> bytes:
-        return hkdf(secret, salt=self._salt, info=canonical(PROTOCOL, purpose, self._binding, *ends))
+        start = self._starts.get(purpose)
+        if start is None:
+            start = self._starts[purpose] = canonical(PROTOCOL, purpose, self._binding)
+        return hkdf(secret, salt=self._salt, info=start + canonical(*ends))
 
     def pair_mask(self, agreed: bytes, one: bytes, other: bytes) -> bytes:
         """Key of the mask that two members share, the same from both ends."""

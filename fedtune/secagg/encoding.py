@@ -145,6 +145,11 @@ class Encoding:
         if problems:
             raise SecureAggregationError(problems)
 
+    @property
+    def excess(self) -> float:
+        """N / L: by how much, relative to its bound, a decoded mean may exceed the bound."""
+        return self.max_weight / self.levels
+
     def error_bound(self, tensor: TensorBound, *, count: int, total_weight: int) -> float:
         """Greatest difference of a decoded mean's entry from the exact one: n · C · N / (L · W).
 

@@ -26,7 +26,12 @@ SIGNATURE_BYTES: Final = 64
 
 
 def _signed_bytes(purpose: str, signer: bytes, body: bytes | memoryview) -> bytes:
-    return canonical(PROTOCOL, "signature", purpose, signer, hashlib.sha256(body).digest())
+    return _purpose_prefix(purpose) + canonical(signer, hashlib.sha256(body).digest())
+
+
+@functools.lru_cache(maxsize=64)
+def _purpose_prefix(purpose: str) -> bytes:
+    return canonical(PROTOCOL, "signature", purpose)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -35,9 +40,19 @@ def _loaded(signer: bytes) -> Ed25519PublicKey:
 
 
 def verify(signer: bytes, purpose: str, body: bytes | memoryview, signature: bytes) -> bool:
-    """Whether `signature` (64 bytes) is `signer`'s over this body for this purpose (RFC 8032)."""
+    """Whether `signature` (64 bytes) is `signer`'s over this body for this purpose (RFC 8032).
+
+    Virtual clients of one process all check the same signatures, n² of them in a round; the verdict is a
+    pure function of its arguments, so each different one is computed once. (A site on its own never asks
+    twice.)
+    """
+    return _verdict(signer, _signed_bytes(purpose, signer, body), signature)
+
+
+@functools.lru_cache(maxsize=8192)
+def _verdict(signer: bytes, message: bytes, signature: bytes) -> bool:
     try:
-        _loaded(signer).verify(signature, _signed_bytes(purpose, signer, body))
+        _loaded(signer).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True

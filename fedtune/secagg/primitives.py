@@ -22,7 +22,16 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-__all__ = ["KEY_BYTES", "TAG_BYTES", "agree", "hkdf", "new_private_key", "open_sealed", "public_key", "seal"]
+__all__ = [
+    "KEY_BYTES",
+    "TAG_BYTES",
+    "Agreement",
+    "hkdf",
+    "new_private_key",
+    "open_sealed",
+    "public_key",
+    "seal",
+]
 
 KEY_BYTES: Final = 32
 TAG_BYTES: Final = 16
@@ -42,13 +51,23 @@ def public_key(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
-def agree(private: bytes, public: bytes) -> bytes:
-    """The raw X25519 shared secret, 32 bytes; only ever an input to `hkdf`.
+class Agreement:
+    """One side of X25519; loading a private key costs as much as using it, so it is loaded once.
 
-    Raises:
-        ValueError: The public key is of low order (the shared secret would be zero).
+    Args:
+        private: Raw private key, 32 bytes.
     """
-    return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+
+    def __init__(self, private: bytes) -> None:
+        self._key = X25519PrivateKey.from_private_bytes(private)
+
+    def with_peer(self, public: bytes) -> bytes:
+        """The raw shared secret, 32 bytes; only ever an input to `hkdf`.
+
+        Raises:
+            ValueError: The public key is of low order (the shared secret would be zero).
+        """
+        return self._key.exchange(X25519PublicKey.from_public_bytes(public))
 
 
 def hkdf(secret: bytes, *, salt: bytes, info: bytes) -> bytes:

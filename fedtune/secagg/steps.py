@@ -21,7 +21,7 @@ from fedtune.secagg.identity import verify
 from fedtune.secagg.masks import Mask, Prg, add_masks, pair_sign
 from fedtune.secagg.messages import Kind, signature_purpose
 from fedtune.secagg.policy import Policy
-from fedtune.secagg.primitives import agree, new_private_key, open_sealed, seal
+from fedtune.secagg.primitives import Agreement, new_private_key, open_sealed, seal
 from fedtune.secagg.problems import problem, refusal
 from fedtune.secagg.rounding import EncodedUpdate
 from fedtune.secagg.shamir import PRIME, SHARE_BYTES, deal
@@ -85,12 +85,13 @@ def share(
     coordinates = [neighbour + 1 for neighbour in attempt.neighbours]
     b_shares = deal(b, threshold=threshold, coordinates=coordinates)
     key_shares = deal(state.mask_private, threshold=threshold, coordinates=coordinates)
+    mask_side, seal_side = Agreement(state.mask_private), Agreement(state.seal_private)
     records, pair_keys, opening_keys = [], [], []
     for neighbour in attempt.neighbours:
         peer = checked.identities[neighbour]
         try:
-            agreed_mask = agree(state.mask_private, checked.mask_keys[neighbour])
-            agreed_seal = agree(state.seal_private, checked.seal_keys[neighbour])
+            agreed_mask = mask_side.with_peer(checked.mask_keys[neighbour])
+            agreed_seal = seal_side.with_peer(checked.seal_keys[neighbour])
         except ValueError:
             raise refusal("FT907", f"member {neighbour} advertised a public key of low order") from None
         pair_keys.append(schedule.pair_mask(agreed_mask, own, peer))

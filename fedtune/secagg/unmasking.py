@@ -14,7 +14,7 @@ from fedtune.errors import Problem, SecureAggregationError
 from fedtune.secagg.collected import Collected, SecureSum
 from fedtune.secagg.encoding import Encoding
 from fedtune.secagg.masks import Mask, Prg, add_masks, pair_sign
-from fedtune.secagg.primitives import agree, public_key
+from fedtune.secagg.primitives import Agreement, public_key
 from fedtune.secagg.problems import problem
 from fedtune.secagg.roster import Roster
 from fedtune.secagg.shamir import reconstruct
@@ -81,8 +81,9 @@ def open_sum(collected: Collected, *, roster: Roster, prg: Prg) -> SecureSum:
             problems.append(_inconsistent(roster.site(identity), "the masking key it advertised"))
             convicted.append(gone)
             continue
+        side = Agreement(private)
         for peer in survivors:
-            agreed = agree(private, cohort.keys[peer].mask_key)
+            agreed = side.with_peer(cohort.keys[peer].mask_key)
             key = cohort.schedule.pair_mask(agreed, identity, cohort.identities[peer])
             masks.append(Mask(key=key, sign=1 if pair_sign(peer, gone) == -1 else -1))
     if problems:
