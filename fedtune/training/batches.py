@@ -69,7 +69,9 @@ class Microbatch:
             return None
         own = self.segments[:, None] == self.segments[None, :]
         shared = self.segments[None, :] == 0
-        return np.tril(own | shared)
+        earlier = np.tri(len(self.segments), dtype=np.bool_)
+        visible: Bools = (own | shared) & earlier
+        return visible
 
 
 def lay_out(

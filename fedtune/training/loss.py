@@ -11,6 +11,7 @@ import inspect
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from fedtune.training.batches import Microbatch
@@ -42,7 +43,7 @@ class ResponseLoss:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         config = base.config.get_text_config()
         layers = set(_layer_types(config))
         self._model = model
@@ -152,11 +153,12 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: torch.nn.Module) -> Tensor:
         """Return the sum in float64. ``hidden``: (P, hidden size); ``targets``: (P,)."""
         needs_gradient = ctx.needs_input_grad[0]
-        gradients = []
+        gradients: list[Tensor] = []
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for states, wanted in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True):
+        for begin in range(0, len(targets), _CHUNK):
+            states, wanted = hidden[begin : begin + _CHUNK], targets[begin : begin + _CHUNK]
             with torch.set_grad_enabled(needs_gradient):
-                states = states.detach().requires_grad_(needs_gradient)  # noqa: PLW2901
+                states = states.detach().requires_grad_(needs_gradient)
                 loss = _cross_entropy(head(states), wanted)
             if needs_gradient:
                 gradients += torch.autograd.grad(loss, states)

@@ -25,9 +25,9 @@ def make_optimizer(parameters: Sequence[torch.nn.Parameter], config: TrainingCon
     """
     if config.optimizer == "adamw8bit":
         # A heavy import that plain AdamW has no use for.
-        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415
+        from bitsandbytes.optim.adamw import AdamW8bit  # noqa: PLC0415
 
-        quantized: torch.optim.Optimizer = AdamW8bit(
+        quantized: torch.optim.Optimizer = AdamW8bit(  # type: ignore[no-untyped-call]
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         return quantized

@@ -121,7 +121,7 @@ class Optimization:
         return float(norm)
 
     def _finite(self, loss: Tensor, rows: Sequence[TokenizedExample], name: str) -> float:
-        nats = float(loss)
+        nats = float(loss.detach())
         if not isfinite(nats):
             raise TrainingError(_not_finite("FT402", f"the loss is {nats}", rows, name))
         return nats

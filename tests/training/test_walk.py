@@ -18,9 +18,7 @@ def walk_over(rounds, *, n, count, seed=0, site="north"):
     """All steps of several rounds, each starting where the last one ended."""
     steps, cursor = [], 0
     for length in rounds:
-        walk = examples_for_round(
-            n, start=cursor, count_per_step=count, steps=length, seed=seed, site=site
-        )
+        walk = examples_for_round(n, start=cursor, count_per_step=count, steps=length, seed=seed, site=site)
         assert walk.end == cursor + length
         assert len(walk.steps) == length
         steps += walk.steps
