@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,8 @@ def parse_file(path: str) -> ParsedFile:
         path: A .jsonl, .json, .csv or .parquet file; the case of the extension does not matter.
     """
     extension = Path(path).suffix.lower()
-    if extension not in EXTENSIONS:
+    file = Path(os.path.expanduser(path))  # Path.expanduser raises for unknown users
+    if extension not in EXTENSIONS and file.exists():
         return broken_file(
             path,
             "FT202",
@@ -87,7 +89,6 @@ def parse_file(path: str) -> ParsedFile:
             "convert the file, or rename it when its content is one of these",
         )
     try:
-        file = Path(path).expanduser()
         if extension == ".parquet":
             from fedtune.data.parquet import parse_parquet  # noqa: PLC0415 - pyarrow takes long to import
 

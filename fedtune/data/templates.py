@@ -233,7 +233,7 @@ def _not_prompt_then_response(example: Example, got: str) -> DataError:
     return DataError(
         Problem(
             code="FT225",
-            what=f"expected the tokenizer's chat template to write the prompt and then the response, got {got}",
+            what=f"expected the tokenizer's chat template to write prompt and response in turn, got {got}",
             where=f"row {example.id}",
             fix="set data.template=chatml or data.template=alpaca",
         )

@@ -185,7 +185,7 @@ def _masked(example: Example, row: Rendered, ids: np.ndarray, ends: np.ndarray) 
 def _nothing_to_learn(example: Example) -> Problem:
     return Problem(
         code="FT225",
-        what=f"expected a token to learn from, got none from a response of {len(example.response)} characters",
+        what=f"expected a token to learn from, got none in {len(example.response)} characters of response",
         where=f"row {example.id}",
         fix="drop the row, or use a tokenizer that knows its characters",
     )

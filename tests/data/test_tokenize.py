@@ -261,7 +261,5 @@ def test_a_response_that_the_tokenizer_drops_is_refused() -> None:
     tokenizer.chat_template = (
         "{% for m in messages %}k {{ m.content }} {% endfor %}{% if add_generation_prompt %}k {% endif %}"
     )
-    with pytest.raises(
-        DataError, match="FT225: expected a token to learn from, got none from a response of 5"
-    ):
+    with pytest.raises(DataError, match=r"FT225: .* got none in 5 characters of response"):
         tokenize(question("k", "other"), tokenizer, data_config())
