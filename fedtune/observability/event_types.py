@@ -110,8 +110,12 @@ class SiteSize:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Split:
-    """How labels fall on sites: ``counts[site][label]`` rows."""
+    """How labels fall on sites: ``counts[i][j]`` rows of ``labels[j]`` at ``sites[i]``, held-out ones too.
 
+    It names its sites itself, since a server lists sites in an order of its own and may lack one.
+    """
+
+    sites: tuple[str, ...]
     labels: tuple[str, ...]
     counts: tuple[tuple[Count, ...], ...]
 

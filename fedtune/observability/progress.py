@@ -22,9 +22,8 @@ from fedtune.observability.events import (
     ClientTrained,
     Event,
     Observer,
-    RoundStarted,
 )
-from fedtune.observability.progress_lines import base_line, event_text, printable, round_text, time_left
+from fedtune.observability.progress_lines import event_text, printable, round_text, time_left
 from fedtune.observability.progress_state import ClientState, ProgressState
 
 __all__ = ["progress"]
@@ -82,16 +81,13 @@ class _Display:
 
     def _observe(self, event: Event, *, live: bool) -> None:
         with self._lock:
-            first_round = isinstance(event, RoundStarted) and event.round == 1
             self._state.observe(event)
-            lines = [base_line(self._state)] if first_round else []
-            if not (live and isinstance(event, ClientTrained)):  # the live table shows these by itself
-                lines.append(event_text(event, self._state))
-        for line in lines:
-            # A closed terminal or a full disk behind a redirection must not end hours of training.
-            with contextlib.suppress(OSError):
-                if line:
-                    self._console.print(Text(line), soft_wrap=True)
+            # The live table shows a trained client by itself.
+            line = "" if live and isinstance(event, ClientTrained) else event_text(event, self._state)
+        # A closed terminal or a full disk behind a redirection must not end hours of training.
+        with contextlib.suppress(OSError):
+            if line:
+                self._console.print(Text(line), soft_wrap=True)
 
     def render(self) -> RenderableType:
         with self._lock:

@@ -17,7 +17,7 @@ from fedtune.observability.events import (
 from fedtune.observability.progress_state import ProgressState
 from fedtune.observability.statistics import mean
 
-__all__ = ["base_line", "event_text", "printable", "round_text", "time_left"]
+__all__ = ["event_text", "printable", "round_text", "time_left"]
 
 _STAGES = {"hello": "saying hello", "train": "training", "evaluate": "evaluation"}
 
@@ -53,7 +53,8 @@ def event_text(event: Event, state: ProgressState) -> str:
             parts = [time_left(state, event.time)]
             if event.held_out_loss is not None:
                 parts.insert(0, f"held-out loss {wording.loss(event.held_out_loss)}")
-            text = ", ".join([f"{round_text(event.round, state)}  finished", *filter(None, parts)])
+            what = "finished" if event.round else "evaluated"
+            text = ", ".join([f"{round_text(event.round, state)}  {what}", *filter(None, parts)])
         case BaselineFinished():
             who = "all data pooled" if event.site is None else f"{event.site} alone"
             value = wording.loss(mean(event.held_out_loss.values()))
@@ -66,14 +67,10 @@ def event_text(event: Event, state: ProgressState) -> str:
     return printable(text)
 
 
-def base_line(state: ProgressState) -> str:
-    """Return the loss of the base, once it is known."""
-    base = state.held_out.get(0)
-    return "" if base is None else f"base  held-out loss {wording.loss(base)}"
-
-
 def round_text(number: int, state: ProgressState) -> str:
-    """Round 2/4."""
+    """Name a round: round 2/4; base for round 0."""
+    if number == 0:
+        return "base"
     return f"round {number}/{state.rounds}" if state.rounds else f"round {number}"
 
 

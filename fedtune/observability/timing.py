@@ -27,10 +27,12 @@ class Session:
     """One process's part of a run.
 
     Attributes:
+        started: Unix seconds.
         seconds: From the start of loading to the last evaluation; to the last event of a killed session.
         load_seconds: The part of it that loading took.
     """
 
+    started: float
     seconds: float
     load_seconds: float
 
@@ -62,13 +64,14 @@ def sessions(recorded: Sequence[Event]) -> list[Session]:
 
 
 def _session(events: Sequence[Event]) -> Session:
+    started = events[0].time
     for event in reversed(events):
         if isinstance(event, RunFinished):
-            return Session(seconds=event.seconds, load_seconds=event.load_seconds)
+            return Session(started=started, seconds=event.seconds, load_seconds=event.load_seconds)
     # Baselines and generations come after the federation and are not part of its time.
     times = [event.time for event in events if not isinstance(event, BaselineFinished | Generated)]
     loading = math.fsum(event.seconds for event in events if isinstance(event, ModelLoaded))
-    return Session(seconds=max(0.0, max(times) - events[0].time), load_seconds=loading)
+    return Session(started=started, seconds=max(0.0, max(times) - started), load_seconds=loading)
 
 
 def overhead_fraction(recorded: Sequence[Event]) -> float | None:
@@ -84,5 +87,12 @@ def overhead_fraction(recorded: Sequence[Event]) -> float | None:
     after_loading = math.fsum(span.seconds - span.load_seconds for span in spans)
     if after_loading <= 0:
         return None
-    covered = covered_seconds(work_intervals(recorded))
+    work = work_intervals(recorded)
+    # Work after a session's end (a round that was cut short is not part of its seconds) covers nothing of it.
+    covered = math.fsum(
+        covered_seconds(
+            (max(start, span.started), min(end, span.started + span.seconds)) for start, end in work
+        )
+        for span in spans
+    )
     return min(1.0, max(0.0, 1.0 - covered / after_loading))

@@ -88,7 +88,11 @@ class VirtualSites:
     def split(self) -> Split | None:
         """Return how many rows of each label each site has, for the report."""
         labels, counts = label_counts(self.examples, self.partition, self.config.partition)
-        return Split(labels=tuple(labels), counts=tuple(tuple(int(n) for n in row) for row in counts))
+        return Split(
+            sites=tuple(self.partition.names),
+            labels=tuple(labels),
+            counts=tuple(tuple(int(n) for n in row) for row in counts),
+        )
 
     def _rows(self, index: int) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
         if index not in self._tokenized:

@@ -80,7 +80,7 @@ RUNS = {
     "many sites": many_sites(),
     "long": synthetic_run(rounds=40),
     "natural split": [
-        replace(event, split=Split(labels=("a", "b", "c", "d", "e", "f"), counts=tuple(
+        replace(event, split=Split(sites=tuple(SITES), labels=("a", "b", "c", "d", "e", "f"), counts=tuple(
             tuple(100 if column == row else 0 for column in range(6)) for row in range(6))))
         if isinstance(event, Sites) else event
         for event in synthetic_run()
@@ -144,6 +144,22 @@ def test_every_picture_has_a_name_and_its_numbers_in_a_table() -> None:
         "All rounds", "Configuration",
     ]  # fmt: skip
     assert all(attributes.get("scope") in ("row", "col") for attributes in page.of("th"))
+
+
+def test_labels_are_shown_at_the_site_that_holds_them_whatever_the_order_of_sites() -> None:
+    def label_rows(events: list[Event]) -> dict[str, str]:
+        table = render_report(events).partition('aria-label="Rows at each site"')[2].partition("</table>")[0]
+        return {row[1]: row[0] for row in re.findall(r"(<tr><th scope=\"row\">(.*?)</th>.*?</tr>)", table)}
+
+    events = synthetic_run()
+    shuffled: list[Event] = [
+        replace(event, sites=tuple(sorted(event.sites, key=lambda site: site.name)))
+        if isinstance(event, Sites)
+        else event
+        for event in events
+    ]
+    assert list(label_rows(shuffled)) == sorted(SITES)
+    assert label_rows(shuffled) == label_rows(events)
 
 
 def test_a_failed_run_says_so_first_with_its_reason() -> None:

@@ -246,6 +246,23 @@ def test_time_adds_up_over_sessions_and_a_killed_one_counts_to_its_last_event() 
     assert summary["tokens"] == sum(event.tokens for event in trained)
 
 
+def test_work_outside_a_sessions_seconds_does_not_hide_its_overhead() -> None:
+    def work(start: float, end: float) -> ClientEvaluated:
+        return ClientEvaluated(
+            time=end, round=1, client="a", loss=1.0, tokens=1, examples=1, started=start, finished=end
+        )
+
+    events: list[Event] = [
+        RunStarted(time=1000.0, name="x", config={}, version="1", machine={}),
+        work(1010.0, 1030.0),
+        work(1060.0, 1500.0),  # a round that was cut short: seconds end before it
+        RunFinished(
+            time=1500.0, status="failed", reason="x", seconds=50.0, load_seconds=10.0, peak_memory_mib=1.0
+        ),
+    ]
+    assert summarise(events)["overhead_fraction"] == pytest.approx(0.5)
+
+
 def test_baselines_and_generations_are_not_part_of_a_killed_sessions_time() -> None:
     events = [event for event in synthetic_run() if not isinstance(event, RunFinished)]
     federation = [event for event in events if not isinstance(event, BaselineFinished | Generated)]

@@ -167,7 +167,8 @@ def synthetic_run(
             clock += 0.01
         return math.fsum(losses) / len(losses)
 
-    evaluate(0)
+    base_mean = evaluate(0)
+    events.append(RoundFinished(time=clock, round=0, held_out_loss=base_mean))
     failing = list(sizes)[3] if failure and len(sizes) > 3 else None
     for round_ in range(1, rounds + 1):
         factors: tuple[Literal["A", "B"], ...] = ("A", "B")
@@ -274,4 +275,4 @@ def _split(sizes: dict[str, tuple[int, float]], random_: random.Random) -> Split
         row = [int(rows * share / sum(shares)) for share in shares]
         row[0] += rows - sum(row)
         counts.append(tuple(row))
-    return Split(labels=labels, counts=tuple(counts))
+    return Split(sites=tuple(sizes), labels=labels, counts=tuple(counts))

@@ -159,7 +159,9 @@ def _labels(sites: Sites, split: Split) -> tuple[list[Row], list[tuple[str, str]
     order = sorted(range(len(totals)), key=lambda index: -totals[index])
     shown, rest = (order, []) if len(order) <= COLOURS else (order[: COLOURS - 1], order[COLOURS - 1 :])
     rows = []
-    for site, counts in zip(sites.sites, split.counts, strict=True):
+    by_site = dict(zip(split.sites, split.counts, strict=True))
+    for site in sites.sites:
+        counts = by_site.get(site.name, (0,) * len(split.labels))
         bars = [
             Bar(name=split.labels[index], value=counts[index], style=f"c{place}")
             for place, index in enumerate(shown)
