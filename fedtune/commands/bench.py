@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 from fedtune.commands.reporting import print_json, say
 from fedtune.config.compose import compose
@@ -37,34 +36,33 @@ def run(arguments: argparse.Namespace) -> int:
     from fedtune.models.hardware import machine_facts  # noqa: PLC0415
 
     figures = _startup(arguments.repeats)
-    result = {"bench": arguments.name, "figures": figures, "machine": machine_facts()}
     if arguments.json:
-        print_json(result)
-    for name, spread in figures.items():
-        say(f"{name:<22} median {spread['median']:.3f}  (min {spread['min']:.3f}, max {spread['max']:.3f})")
+        print_json({"bench": arguments.name, "figures": figures, "machine": machine_facts()})
+    for key, value in figures.items():
+        say(f"{key:<24} {value:.3f}")
     return 0
 
 
-def _startup(repeats: int) -> dict[str, dict[str, float]]:
+def _startup(repeats: int) -> dict[str, float]:
     """Seconds of ``fedtune --help`` and ``import fedtune`` as processes, and of loading the demo's base."""
     compose(["experiment=demo"])
     load = [sys.executable, "-c", _LOADS]
     _printed(load)
-    return {
-        "help_seconds": _spread(lambda: _wall([sys.executable, "-m", "fedtune", "--help"]), repeats),
-        "import_seconds": _spread(lambda: _wall([sys.executable, "-c", "import fedtune"]), repeats),
-        "model_load_seconds": _spread(lambda: float(_printed(load)), min(repeats, _MODEL_LOADS)),
+    measures: dict[str, tuple[Callable[[], float], int]] = {
+        "help_seconds": (lambda: _wall([sys.executable, "-m", "fedtune", "--help"]), repeats),
+        "import_seconds": (lambda: _wall([sys.executable, "-c", "import fedtune"]), repeats),
+        "model_load_seconds": (lambda: float(_printed(load)), min(repeats, _MODEL_LOADS)),
     }
-
-
-def _spread(measure: Callable[[], float], repeats: int) -> dict[str, Any]:
-    values = [measure() for _ in range(repeats)]
-    return {
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "repeats": repeats,
-    }
+    figures: dict[str, float] = {}
+    for key, (measure, times) in measures.items():
+        values = [measure() for _ in range(times)]
+        figures |= {
+            key: statistics.median(values),
+            f"{key}_min": min(values),
+            f"{key}_max": max(values),
+            f"{key}_repeats": times,
+        }
+    return figures
 
 
 def _wall(command: list[str]) -> float:

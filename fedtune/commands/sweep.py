@@ -23,7 +23,7 @@ from fedtune.config.compose import compose, register_resolvers
 from fedtune.config.location import config_dir
 from fedtune.config.overrides import check_overrides, expand_sweep, quoted
 from fedtune.config.schema import Config
-from fedtune.errors import ConfigError, FedtuneError, Problem
+from fedtune.errors import ConfigError, FedtuneError, Problem, RunError
 from fedtune.observability.disk import write_atomic
 
 __all__ = ["run_sweep"]
@@ -46,9 +46,19 @@ def run_sweep(overrides: Sequence[str], *, as_json: bool) -> int:
 
     Raises:
         ConfigError: A combination is wrong; nothing was run.
+        RunError: FT701, a single run has the sweep's name.
     """
     accepted, first = _checked(overrides)
     folder = Path(first.runs_dir).absolute() / first.name
+    if (folder / "rounds.jsonl").exists():
+        raise RunError(
+            Problem(
+                code="FT701",
+                what=f"there is already a run named {first.name!r}, where the sweep's runs would lie",
+                where=str(folder),
+                fix="give the sweep another name=",
+            )
+        )
     shutil.rmtree(folder / "jobs", ignore_errors=True)
     try:
         _run_jobs([*accepted, f"name={quoted(first.name)}"], folder)
@@ -74,6 +84,7 @@ def run_job(_: Any) -> float:
     """
     from hydra.core.hydra_config import HydraConfig  # noqa: PLC0415
 
+    from fedtune.observability.progress import progress  # noqa: PLC0415
     from fedtune.simulation.simulate import simulate  # noqa: PLC0415
 
     job = HydraConfig.get()
@@ -82,7 +93,11 @@ def run_job(_: Any) -> float:
     outcome: dict[str, Any] = {"job": number, "name": name, "values": job.job.override_dirname}
     say(f"job {number}: {job.job.override_dirname}")
     try:
-        run = simulate([*job.overrides.task, f"runs_dir={quoted(str(folder))}", f"name={quoted(name)}"])
+        with progress() as observer:
+            run = simulate(
+                [*job.overrides.task, f"runs_dir={quoted(str(folder))}", f"name={quoted(name)}"],
+                observers=[observer],
+            )
         loss = run.summary["held_out_loss"]
         outcome |= {
             "status": "completed",
