@@ -137,7 +137,8 @@ def _rows(summary: Summary, kinds: Mapping[str, str]) -> list[Row]:
     sites: Mapping[str, Mapping[str, Any]] = summary["sites"]
     names = [name for name, site in sites.items() if site["base"] is not None]
     if len(names) > MOST_ROWS:
-        names.sort(key=lambda name: (sites[name]["federated"] or 0.0) - sites[name]["base"])
+        against = "local" if "local" in kinds else "base"
+        names.sort(key=lambda name: (sites[name]["federated"] or 0.0) - (sites[name][against] or 0.0))
         names = [*names[: MOST_ROWS // 2], *names[-MOST_ROWS // 2 :]]
     rows = [_row(name, sites[name], kinds) for name in names]
     return [_row("Mean", summary["held_out_loss"], kinds, bold=True), *rows]
