@@ -115,7 +115,7 @@ class Dialogue:
 
     def fail(self, stage: Stage, round_number: int, name: str, code: str, reason: str) -> None:
         """Record that a site failed, and why."""
-        logger.warning("round %d: %s failed at %s: %s %s", round_number, name, stage, code, reason)
+        logger.info("round %d: %s failed at %s: %s %s", round_number, name, stage, code, reason)
         failure = ClientFailed(round=round_number, client=name, stage=stage, code=code, reason=reason)
         self.failures.append(failure)
         self.record(failure)

@@ -145,14 +145,13 @@ class _Session:
         try:
             if error is None:
                 self._finish("completed", None)
-                self._write_results()
-            elif isinstance(error, KeyboardInterrupt):
-                self._finish("interrupted", "Stopped from the keyboard.")
+                self._export()
+                self._report()
             else:
-                reason = str(error) if isinstance(error, FedtuneError) else f"Unexpected {kind.__name__}."  # type: ignore[union-attr]
                 # The disk may be what failed: then the log ends with what it has, and the error stands.
                 with suppress(RunError):
-                    self._finish("failed", reason)
+                    self._finish(*_ending(error))
+                    self._report()
         finally:
             self.run.close()
 
@@ -199,13 +198,15 @@ class _Session:
         for sample in generate_samples(self.sites, self._final_adapter()):
             self.run.events.append(sample)
 
-    def _write_results(self) -> None:
+    def _export(self) -> None:
         adapter = self._final_adapter()
         summary = summarise(read_events(self.run.events.path))
         spec = adapter_spec(self.config.model, self.config.peft)
         target = self.run.path / "adapter"
         save_adapter(adapter, spec, self.config.peft, self.config.model.name, target)
         write_model_card(target, summary, self.config)
+
+    def _report(self) -> None:
         write_report(self.run.events.path, self.run.path / "report.html")
 
     def _final_adapter(self) -> Adapter:
@@ -257,6 +258,12 @@ class _Session:
                 tokens_per_second=step.tokens_per_second,
             )
         )
+
+
+def _ending(error: BaseException) -> tuple[Literal["failed", "interrupted"], str]:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "Stopped from the keyboard."
+    return "failed", str(error) if isinstance(error, FedtuneError) else f"Unexpected {type(error).__name__}."
 
 
 def _values(config: Config) -> dict[str, Any]:
