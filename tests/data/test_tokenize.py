@@ -263,3 +263,10 @@ def test_a_response_that_the_tokenizer_drops_is_refused() -> None:
     )
     with pytest.raises(DataError, match=r"FT225: .* got none in 5 characters of response"):
         tokenize(question("k", "other"), tokenizer, data_config())
+
+
+@pytest.mark.parametrize(("length", "learnt"), [(62, 62), (63, 63), (64, 48), (65, 48)])
+def test_a_response_stays_whole_while_a_token_of_prompt_fits_before_it(length: int, learnt: int) -> None:
+    row = tokenize(question("why " * 20, "r" * (length - 1)), BYTES, data_config(max_tokens=64))
+    assert len(row.token_ids) == 64
+    assert row.loss_mask.tolist() == [False] * (64 - learnt) + [True] * learnt

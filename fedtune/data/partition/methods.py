@@ -123,21 +123,18 @@ def dirichlet(examples: Sequence[Example], config: PartitionConfig, seed: int) -
         DataError: FT220, rows lack the column; FT222, too few rows for ``min_examples``.
     """
     clients = _clients(config)
-    labels = np.array(labels_of(examples, config.column, key="partition.column"), dtype=object)
-    parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
-    for label in sorted(set(labels)):
+    rows = rows_by_label(labels_of(examples, config.column, key="partition.column"))
+    parts: list[list[np.ndarray]] = [[np.zeros(0, dtype=np.int64)] for _ in range(clients)]
+    for label in sorted(rows):
         rng = _rng(seed, "dirichlet", label)
         shares = rng.dirichlet(np.full(clients, min(config.alpha, _LARGEST_ALPHA)))
-        if not np.isclose(
-            shares.sum(), 1.0
-        ):  # the smallest alphas underflow: in the limit one client has all
+        if not np.isclose(shares.sum(), 1.0):
+            # The smallest alphas underflow to nothing; in their limit one client has all.
             shares = np.eye(clients)[rng.integers(clients)]
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        borders = np.cumsum(_whole_numbers(shares, len(rows)))[:-1]
-        for part, own in zip(parts, np.split(rows, borders), strict=True):
+        borders = np.cumsum(_whole_numbers(shares, len(rows[label])))[:-1]
+        for part, own in zip(parts, np.split(rng.permutation(rows[label]), borders), strict=True):
             part.append(own)
-    merged = [np.concatenate(part) for part in parts] if len(labels) else [np.zeros(0, np.int64)] * clients
-    return _finish(merged, config, _rng(seed, "dirichlet"))
+    return _finish([np.concatenate(part) for part in parts], config, _rng(seed, "dirichlet"))
 
 
 def shards(examples: Sequence[Example], config: PartitionConfig, seed: int) -> Partition:
