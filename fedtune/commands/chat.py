@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedtune.commands.reporting import print_json, say
 from fedtune.commands.runs import OpenRun, open_run
@@ -78,25 +78,27 @@ def _answer(
 ) -> str:
     """Answer the last turn, greedily; with ``show`` each word goes to stdout as soon as it is known."""
     import torch  # noqa: PLC0415
-    from transformers import TextStreamer  # noqa: PLC0415
+    from transformers import GenerationConfig, TextStreamer  # noqa: PLC0415
 
     from fedtune.data.examples import Example  # noqa: PLC0415
-    from fedtune.data.templates import render_prompt  # noqa: PLC0415
+    from fedtune.data.tokenize import stop_token_ids, tokenize_prompt  # noqa: PLC0415
 
-    tokenizer = model.tokenizer
+    tokenizer, data = model.tokenizer, opened.config.data
     # The last turn stands for the answer to come: a prompt is what lies before it.
     asked = Example(id="chat", turns=(*turns, _turn("assistant", "")), text=None, columns={})
-    prompt = tokenizer(
-        render_prompt(asked, opened.config.data, tokenizer), add_special_tokens=False, return_tensors="pt"
-    ).to(model.device)
-    with torch.inference_mode():
-        tokens = model.model.generate(  # type: ignore[no-untyped-call]
-            **prompt,
-            max_new_tokens=max_new_tokens,
+    prompt = torch.from_numpy(tokenize_prompt(asked, tokenizer, data)).to(model.device, torch.long)[None]
+    stops = stop_token_ids(tokenizer, data)
+    base: Any = model.model.get_base_model()
+    tokens = base.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stops),
+            pad_token_id=stops[0],
             use_cache=True,
-            pad_token_id=tokenizer.pad_token_id,
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if show else None,
-        )
-    new = tokens[0, prompt["input_ids"].shape[1] :]
-    return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+        ),
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if show else None,
+    )
+    return str(tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)).strip()

@@ -61,9 +61,10 @@ def _mean(sites: dict[str, dict[str, Any]], kind: str) -> float | None:
 def _print_table(sites: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     table = Table("site", "held-out rows", "tokens", "loss before", "loss after")
     for name, row in sites.items():
         losses = ["" if row[kind] is None else f"{row[kind]:.4f}" for kind in ("base", "federated")]
-        table.add_row(name, str(row["examples"]), str(row["tokens"]), *losses)
+        table.add_row(Text(name), str(row["examples"]), str(row["tokens"]), *losses)
     Console(stderr=True).print(table)

@@ -197,6 +197,7 @@ def _last_parts(values: str) -> Iterator[str]:
 def _print_table(jobs: Sequence[dict[str, Any]], folder: Path) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     table = Table("job", "values", "status", "loss before", "loss after", "seconds")
     for job in jobs:
@@ -204,6 +205,7 @@ def _print_table(jobs: Sequence[dict[str, Any]], folder: Path) -> None:
         numbers = (loss.get("base"), loss.get("federated"))
         cells = ["" if number is None else f"{number:.4f}" for number in numbers]
         seconds = "" if job.get("seconds") is None else f"{job['seconds']:.0f}"
-        table.add_row(str(job["job"]), job["values"], job["status"], *cells, seconds)
+        # As Text: values in brackets are no markup.
+        table.add_row(str(job["job"]), Text(job["values"]), job["status"], *cells, seconds)
     Console(stderr=True).print(table)
     say(f"runs: {folder}")

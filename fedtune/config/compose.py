@@ -7,13 +7,15 @@ and the result is parsed strictly, as JSON, by the same schema that parses what 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from fedtune.config import location
@@ -82,7 +84,7 @@ def _composed(overrides: Sequence[str], *, folder: Path) -> tuple[dict[str, Any]
     """The resolved values, and whether the run is left to be named by the clock."""
     register_resolvers()
     try:
-        with initialize_config_dir(str(folder), version_base="1.3", job_name="fedtune"):
+        with _no_hydra_around(), initialize_config_dir(str(folder), version_base="1.3", job_name="fedtune"):
             tree = hydra_compose("config", overrides=list(overrides))
         # Looked at before it is resolved: afterwards any name looks given.
         unnamed = _container(tree, resolve=False).get("name") == DEFAULT_NAME
@@ -96,6 +98,18 @@ def _composed(overrides: Sequence[str], *, folder: Path) -> tuple[dict[str, Any]
             fix="correct the override or the YAML file that the message names",
         )
     return values, unnamed
+
+
+@contextmanager
+def _no_hydra_around() -> Iterator[None]:
+    """Lay aside a hydra that runs already: a sweep composes each of its jobs, as may any hydra program."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        # Another object by now: hydra replaces its singletons when it is left.
+        GlobalHydra.instance().hydra = running
 
 
 def _container(tree: DictConfig, *, resolve: bool) -> dict[str, Any]:

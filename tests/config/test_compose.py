@@ -4,8 +4,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from fedtune.config.compose import compose
 from fedtune.config.keys import keys
@@ -199,6 +201,21 @@ def test_a_folder_of_ones_own_is_composed(tmp_path: Path) -> None:
     assert sum(problem.code == "FT104" for problem in caught.value.problems) >= 9
 
 
+def test_composing_inside_a_hydra_program_leaves_it_as_it_was() -> None:
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from fedtune.config.location import config_dir
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        around = GlobalHydra.instance().hydra
+        assert compose(["seed=3"]).seed == 3
+        with pytest.raises(ConfigError):
+            compose(["seed=${nowhere}"])
+        assert GlobalHydra.instance().hydra is around
+    assert not GlobalHydra.instance().is_initialized()
+
+
 def test_yaml_that_cannot_be_read_is_one_problem(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: [1\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="FT108"):
@@ -211,7 +228,7 @@ def test_no_text_gets_anything_but_a_configuration_or_its_problems(overrides: li
     assert len(checked.accepted) + len(checked.problems) >= len(overrides)
 
 
-@settings(max_examples=40, deadline=None)  # each composes the YAML anew
+@settings(max_examples=25, deadline=None)  # each composes the YAML anew
 @given(st.sampled_from(sorted(keys())), st.text(max_size=20))
 def test_no_value_gets_anything_but_a_configuration_or_its_problems(key: str, value: str) -> None:
     with suppress(ConfigError):
@@ -238,7 +255,6 @@ def test_a_sweep_expands_to_the_grid_in_hydras_order() -> None:
     assert expand_sweep(["training.learning_rate=interval(0,1)"]) == []
 
 
-@settings(max_examples=60, deadline=None)  # each composes the YAML anew
 @given(st.text(st.sampled_from("\\\\'\"${}[],= \\né"), min_size=1, max_size=9))
 @example("it's")
 @example("C:\\rows\\")
@@ -246,4 +262,12 @@ def test_a_sweep_expands_to_the_grid_in_hydras_order() -> None:
 @example("a\\\\'b\\")
 @example("${seed}")
 def test_a_quoted_value_arrives_as_it_is(value: str) -> None:
-    assert compose(["data=files", "partition=iid", f"data.files=[{quoted(value)}]"]).data.files == (value,)
+    override = OverridesParser.create().parse_override(f"data.files=[{quoted(value)}]")
+    tree = OmegaConf.create({"files": override.value()})
+    assert OmegaConf.to_container(tree, resolve=True) == {"files": [value]}
+
+
+def test_a_quoted_file_is_composed_as_it_is() -> None:
+    awkward = "it's [a] file, ${seed} or \\${seed}; 50 % = half\\"
+    config = compose(["data=files", "partition=iid", f"data.files=[{quoted(awkward)}]"])
+    assert config.data.files == (awkward,)
