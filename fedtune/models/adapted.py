@@ -16,8 +16,9 @@ from peft import PeftModel
 from fedtune.config.schema import ModelConfig, PeftConfig
 from fedtune.errors import ModelError, Problem
 from fedtune.models.adapter import FACTORS, Adapter, AdapterSpec, Factor
-from fedtune.models.architecture import architecture, count_parameters, skeleton
+from fedtune.models.architecture import architecture, check_quantization, count_parameters, skeleton
 from fedtune.models.base import load_base, read_tokenizer
+from fedtune.models.hardware import resolve_device
 from fedtune.models.lora import adapter_parameters, add_lora, check_targets, spec_of
 
 __all__ = [
@@ -142,7 +143,7 @@ class AdaptedModel:
 def load_adapted_model(model: ModelConfig, peft: PeftConfig, *, gradient_checkpointing: bool) -> AdaptedModel:
     """Load the base, put an adapter on it, and freeze all but the adapter.
 
-    The target list is checked before any weights are read.
+    What does not fit is refused before any weights are read.
 
     Args:
         model: The base.
@@ -156,12 +157,13 @@ def load_adapted_model(model: ModelConfig, peft: PeftConfig, *, gradient_checkpo
 
     Raises:
         ModelError: FT301 to FT304 and FT307, the model's files; FT305 and FT306, the target list; FT309, the
-            arithmetic; FT310, the tokenizer.
+            arithmetic; FT310, the tokenizer; FT311, the quantization.
         MachineError: FT801, no GPU; FT802, the cache cannot be written.
     """
     started = time.perf_counter()
     bare = skeleton(architecture(model))
     check_targets(bare, peft)
+    check_quantization(bare, model, resolve_device(model.device))
     tokenizer = load_tokenizer(model)
     base = load_base(model)
     if gradient_checkpointing:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from fedtune.config.schema import ModelConfig
 from fedtune.errors import ModelError, Problem
@@ -13,8 +15,9 @@ from fedtune.models.cache import cache_folder
 from fedtune.models.gguf import gguf_config
 from fedtune.models.resolve import resolve
 
-__all__ = ["architecture", "count_parameters", "skeleton"]
+__all__ = ["architecture", "check_quantization", "count_parameters", "is_linear", "skeleton"]
 
+_NF4_BLOCK = 64
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -43,7 +46,7 @@ def _read(folder: Path, name: str) -> PreTrainedConfig:
         found: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the configuration classes of some 300 architectures raise what they like
         text = str(error).strip().partition("\n")[0]
-        unknown = "does not recognize" in text or "trust_remote_code" in text
+        unknown = "does not recognize" in str(error) or "trust_remote_code" in str(error)
         raise ModelError(
             Problem(
                 code="FT307" if unknown else "FT303",
@@ -95,6 +98,43 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def count_parameters(model: torch.nn.Module) -> int:
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies by a matrix; GPT-2 and its kin keep theirs transposed."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def check_quantization(model: PreTrainedModel, config: ModelConfig, device: str) -> None:
+    """Refuse a quantization that would compute with other weights than the model's.
+
+    On CPUs, bitsandbytes 0.50 reads an NF4 matrix as if each row began a block of 64 values. Where the
+    number of inputs is no multiple of 64, it takes the scales of other blocks, without a word.
+
+    Raises:
+        ModelError: FT311.
+    """
+    if config.quantization != "nf4" or device != "cpu":
+        return
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    wrong = []
+    for name, module in model.named_modules():
+        if not is_linear(module) or module is head:  # the head is not quantized
+            continue
+        inputs = module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[-1]
+        if inputs % _NF4_BLOCK:
+            wrong.append((name, inputs))
+    if wrong:
+        name, inputs = wrong[0]
+        raise ModelError(
+            Problem(
+                code="FT311",
+                what=f"NF4 on a CPU needs layers with a multiple of {_NF4_BLOCK} inputs; {len(wrong)} of "
+                f"this model have others, such as {name} with {inputs}",
+                where=f"model.quantization=nf4, model.name={config.name}",
+                fix="set model.quantization=int8 or none",
+            )
+        )
+
+
+def count_parameters(model: nn.Module) -> int:
     """Count the parameters of an unquantized model; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from fedtune.config.schema import ModelConfig
@@ -24,6 +23,7 @@ from fedtune.models.architecture import architecture
 from fedtune.models.cache import cache_folder, cache_key, file_sha256, make_once
 from fedtune.models.gguf import converted
 from fedtune.models.hardware import compute_dtype, resolve_device
+from fedtune.models.layers import keep_steady, norms_in_float64
 from fedtune.models.messages import quiet_loading
 from fedtune.models.resolve import ModelSource, resolve
 
@@ -52,35 +52,6 @@ class LoadedBase:
     device: str
 
 
-class _AlwaysTraining:
-    """Holds a module in training mode, whoever tries to change it and however."""
-
-    @property
-    def training(self) -> bool:
-        return True
-
-    @training.setter
-    def training(self, mode: bool) -> None:
-        pass
-
-
-class _SteadyLinear4bit(_AlwaysTraining, Linear4bit):
-    """Computes the same in training and in evaluation.
-
-    In evaluation mode on a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weights, rounds their scales
-    to bfloat16, and leaves them so: no gradient would pass the layer any more. In training mode it
-    dequantizes always, so a held-out loss is that of the weights that are trained on.
-    """
-
-
-class _SteadyLinear8bitLt(_AlwaysTraining, Linear8bitLt):
-    """Computes the same in training and in evaluation.
-
-    In evaluation mode bitsandbytes quantizes the activations too, which on a CPU is slow and prints a
-    warning for each layer, and would evaluate another function than the one that is trained.
-    """
-
-
 def load_base(config: ModelConfig) -> LoadedBase:
     """Load, quantize and freeze a base model.
 
@@ -107,18 +78,11 @@ def load_base(config: ModelConfig) -> LoadedBase:
     model = _read(folder, config, quantization=quantization, dtype=dtype, device=device)
     model.requires_grad_(requires_grad=False)
     model.config.use_cache = False
-    _keep_steady(model)
+    keep_steady(model)
+    if dtype == torch.float64:
+        norms_in_float64(model)
     model.train()
     return LoadedBase(model=model, hash=base_hash(config), compute_dtype=dtype, device=device)
-
-
-def _keep_steady(model: PreTrainedModel) -> None:
-    for module in model.modules():
-        # The subclasses add no state, so an instance may change to them.
-        if type(module) is Linear4bit:
-            module.__class__ = _SteadyLinear4bit
-        elif type(module) is Linear8bitLt:
-            module.__class__ = _SteadyLinear8bitLt
 
 
 def read_tokenizer(config: ModelConfig) -> Any:

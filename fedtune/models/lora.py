@@ -9,12 +9,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from fedtune.config.schema import PeftConfig
 from fedtune.errors import ModelError, Problem
 from fedtune.models.adapter import AdapterSpec
-from fedtune.models.messages import without_peft_deprecation
+from fedtune.models.architecture import is_linear
+from fedtune.models.messages import without_peft_warnings
 
 __all__ = ["adapter_parameters", "add_lora", "check_targets", "spec_of"]
 
@@ -51,7 +51,7 @@ def _problems(model: PreTrainedModel, targets: tuple[str, ...]) -> Iterator[Prob
         {
             name.rpartition(".")[2]
             for name, module in modules.items()
-            if _is_linear(module) and id(module) not in token_indexed
+            if is_linear(module) and id(module) not in token_indexed
         }
     )
     for target in targets:
@@ -74,7 +74,7 @@ def _problems(model: PreTrainedModel, targets: tuple[str, ...]) -> Iterator[Prob
         for name, module in matched:
             if id(module) in token_indexed or isinstance(module, nn.Embedding):
                 what = f"{name} is indexed by tokens: an update of it would show which words the data holds"
-            elif not _is_linear(module):
+            elif not is_linear(module):
                 what = f"{name} is a {type(module).__name__}, not a linear layer"
             else:
                 continue
@@ -82,10 +82,6 @@ def _problems(model: PreTrainedModel, targets: tuple[str, ...]) -> Iterator[Prob
                 code="FT306", what=what, where=where, fix=f"take some of {', '.join(fit)}, or all-linear"
             )
             break  # the same in every layer: said once
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D)
 
 
 def add_lora(base: PreTrainedModel, peft: PeftConfig, dtype: torch.dtype) -> PeftModel:
@@ -113,7 +109,7 @@ def add_lora(base: PreTrainedModel, peft: PeftConfig, dtype: torch.dtype) -> Pef
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), without_peft_deprecation():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), without_peft_warnings():
         torch.manual_seed(0)
         model = get_peft_model(base, lora, adapter_name=_ADAPTER_NAME)
     assert isinstance(model, PeftModel)  # noqa: S101 - the other type is for prompt methods

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["bars_on_terminals_only", "quiet_loading", "without_peft_deprecation"]
+__all__ = ["bars_on_terminals_only", "quiet_loading", "without_peft_warnings"]
 
 
 @contextmanager
@@ -49,10 +49,15 @@ def bars_on_terminals_only() -> Iterator[None]:
 
 
 @contextmanager
-def without_peft_deprecation() -> Iterator[None]:
-    """Hide one warning: peft 0.21 asks transformers 5.23 for a property by the name it had before."""
+def without_peft_warnings() -> Iterator[None]:
+    """Hide two warnings of peft 0.21 about itself.
+
+    It asks transformers 5.23 for a property by the name it had before; and, for the transposed layers of
+    GPT-2 and its kin, it says that it has corrected its own default.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
         )
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         yield

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-HIDDEN = 32
+HIDDEN = 64  # the smallest that NF4, with its blocks of 64 values, can hold on a CPU
 LAYERS = 2
-INTERMEDIATE = 64
+INTERMEDIATE = 128
 
 CHATML = (
     "{% for message in messages %}"
