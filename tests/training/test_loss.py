@@ -24,14 +24,6 @@ PREFIX = (9, 8, 7, 6, 5)
 SHAPES = [(4, 6), (9, 3), (2, 14), (6, 1), (1, 1), (11, 8)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tiny(tiny_model_dir):
     return tiny_adapted(tiny_model_dir)
