@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedtune.errors import Problem, RunError
-from fedtune.models.messages import quiet_loading, without_peft_deprecation
+from fedtune.models.messages import quiet_loading, without_peft_warnings
 from fedtune.observability.disk import TEMPORARY_SUFFIX, disk_errors, sync_directory
 
 __all__ = ["merge_adapter"]
@@ -46,7 +46,7 @@ def merge_adapter(base: Path, adapter: Path, directory: Path) -> None:
                 fix="name a new folder: a merged model is not written over other files",
             )
         )
-    with quiet_loading(), without_peft_deprecation():
+    with quiet_loading(), without_peft_warnings():
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
         tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)

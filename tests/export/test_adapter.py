@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +24,7 @@ from fedtune.errors import ModelError, RunError
 from fedtune.export.adapter import save_adapter
 from fedtune.export.merge import merge_adapter
 from fedtune.models.adapted import AdaptedModel, load_adapted_model
-from fedtune.models.messages import without_peft_deprecation
+from fedtune.models.messages import without_peft_warnings
 
 PEFT = PeftConfig(method="lora", rank=4, alpha=12.0, dropout=0.05, target_modules="all-linear")
 TOKENS = torch.tensor([[5, 17, 42, 101, 3, 77, 9, 200]])
@@ -61,7 +62,7 @@ def test_peft_loads_the_files_and_computes_the_same_logits(
     peft = replace(PEFT, target_modules=targets)
     adapted = adapted_model(tiny_model_dir, peft)
     save_adapter(adapted.read_adapter(), adapted.spec, peft, str(tiny_model_dir), tmp_path / "adapter")
-    with without_peft_deprecation():
+    with without_peft_warnings():
         loaded = PeftModel.from_pretrained(base(tiny_model_dir), tmp_path / "adapter")
     expected = logits(adapted.model)
     assert torch.equal(logits(loaded), expected)
@@ -186,27 +187,13 @@ def test_a_merged_model_is_not_written_over_other_files(tiny_model_dir: Path, tm
 def test_a_merge_that_cannot_be_written_leaves_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:
     adapted = adapted_model(tiny_model_dir)
     save_adapter(adapted.read_adapter(), adapted.spec, PEFT, str(tiny_model_dir), tmp_path / "adapter")
-    script = f"""
-import resource, signal
-from pathlib import Path
-from fedtune.errors import RunError
-from fedtune.export.merge import merge_adapter
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-here = Path({str(tmp_path)!r})
-try:
-    merge_adapter(Path({str(tiny_model_dir)!r}), here / "adapter", here / "merged")
-except RunError as error:
-    print(error.problems[0].code, error.problems[0].where)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    code, where = done.stdout.split()
-    assert code == "FT705"
-    assert where == str(tmp_path / "merged")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the weights have 100 KB
+    try:
+        with pytest.raises(RunError) as caught:
+            merge_adapter(tiny_model_dir, tmp_path / "adapter", tmp_path / "merged")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    [problem] = caught.value.problems
+    assert (problem.code, problem.where) == ("FT705", str(tmp_path / "merged"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
