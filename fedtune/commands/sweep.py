@@ -23,6 +23,7 @@ from fedtune.config.compose import compose, register_resolvers
 from fedtune.config.location import config_dir
 from fedtune.config.overrides import check_overrides, expand_sweep, quoted
 from fedtune.config.schema import Config
+from fedtune.config.validate import shown
 from fedtune.errors import ConfigError, FedtuneError, Problem, RunError
 from fedtune.observability.disk import write_atomic
 
@@ -146,6 +147,7 @@ def _checked(overrides: Sequence[str]) -> tuple[tuple[str, ...], Config]:
 
 def _run_jobs(overrides: Sequence[str], folder: Path) -> None:
     from hydra import main  # noqa: PLC0415
+    from hydra.errors import HydraException  # noqa: PLC0415
 
     register_resolvers()
     constant = [text.partition("=")[0].lstrip("+") for text in overrides if not _has_several_values(text)]
@@ -156,8 +158,20 @@ def _run_jobs(overrides: Sequence[str], folder: Path) -> None:
         f"hydra.sweep.dir={quoted(str(folder))}",
         "hydra.job.config.override_dirname.exclude_keys=[" + ",".join(map(quoted, constant)) + "]",
     ]
-    with _as_program(arguments):
-        main(config_path=str(config_dir()), config_name="config", version_base="1.3")(run_job)()
+    try:
+        with _as_program(arguments):
+            main(config_path=str(config_dir()), config_name="config", version_base="1.3")(run_job)()
+    except HydraException as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            Problem(
+                code="FT108",
+                what=f"hydra cannot start the sweep: {shown(reason, quoted=False)}",
+                where=" ".join(text for text in overrides if text.lstrip("+~").startswith("hydra"))
+                or "hydra",
+                fix="correct the override, or install the plugin that it names",
+            )
+        ) from error
 
 
 @contextmanager

@@ -85,6 +85,17 @@ def test_what_belongs_to_the_whole_sweep_has_one_value(override: str, capsys: Ca
     assert "FT106" in capsys.readouterr().err
 
 
+def test_a_launcher_that_is_not_installed_is_named(
+    tiny_overrides: list[str], tmp_path: Path, capsys: Captured
+) -> None:
+    arguments = ["simulate", "-m", *tiny_overrides, f"runs_dir={tmp_path}", "seed=0,1"]
+    assert cli.main([*arguments, "hydra/launcher=not_installed"]) == 2
+    err = capsys.readouterr().err
+    assert "FT108" in err
+    assert "hydra/launcher" in err
+    assert "Traceback" not in err
+
+
 def test_a_sweep_is_not_put_into_a_single_run(tiny_run: Any, capsys: Captured) -> None:
     before = sorted(tiny_run.path.iterdir())
     assert cli.main(["simulate", "-m", *tiny_run.overrides, "seed=0,1"]) == 8
