@@ -28,9 +28,9 @@ def sites_of(split: Partition, n_rows: int) -> list[list[str]]:
     labels=LABELS,
     method=st.sampled_from(METHODS),
     clients=st.integers(min_value=1, max_value=8),
-    alpha=st.floats(min_value=1e-300, max_value=1e300, exclude_min=True)
-    | st.sampled_from([1e-8, 0.1, 1.0, 100.0]),
-    exponent=st.floats(min_value=0, max_value=1e300) | st.floats(min_value=0, max_value=4),
+    alpha=st.floats(min_value=1e-300, allow_infinity=False)
+    | st.sampled_from([1e-8, 0.1, 1.0, 100.0, 1.7e308]),
+    exponent=st.floats(min_value=0, allow_infinity=False) | st.floats(min_value=0, max_value=4),
     shards_per_client=st.integers(min_value=1, max_value=4),
     min_examples=st.integers(min_value=0, max_value=6),
     seed=st.integers(min_value=0, max_value=2**40),

@@ -20,7 +20,7 @@ from fedtune.errors import DataError, Problem
 
 __all__ = ["dirichlet", "iid", "natural", "quantity", "shards"]
 
-_LARGEST_ALPHA = 1e9  # shares are equal long before; beyond about 1e300 the draw overflows
+_LARGEST_ALPHA = 1e9  # shares are equal long before; numpy's draw overflows near 1e308
 
 
 def natural(examples: Sequence[Example], config: PartitionConfig, seed: int) -> Partition:
@@ -128,9 +128,6 @@ def dirichlet(examples: Sequence[Example], config: PartitionConfig, seed: int) -
     for label in sorted(rows):
         rng = _rng(seed, "dirichlet", label)
         shares = rng.dirichlet(np.full(clients, min(config.alpha, _LARGEST_ALPHA)))
-        if not np.isclose(shares.sum(), 1.0):
-            # The smallest alphas underflow to nothing; in their limit one client has all.
-            shares = np.eye(clients)[rng.integers(clients)]
         borders = np.cumsum(_whole_numbers(shares, len(rows[label])))[:-1]
         for part, own in zip(parts, np.split(rng.permutation(rows[label]), borders), strict=True):
             part.append(own)
