@@ -242,12 +242,18 @@ def test_8_bit_adamw_brings_the_loss_down(tmp_path, quantization):
     assert quantized.loss_after == pytest.approx(plain.loss_after, abs=0.1)
 
 
-def test_a_loss_that_is_no_number_names_step_and_rows_and_keeps_the_adapter(tiny_model_dir):
-    model = tiny_adapted(tiny_model_dir)
+def test_a_loss_that_is_no_number_names_step_and_rows_and_keeps_the_adapter(tmp_path):
+    model = tiny_adapted(make_tiny_model(tmp_path / "untied", tie_word_embeddings=False))
     steps = make_steps(3)
     seen = []
     broken = model.model.get_base_model().get_input_embeddings().weight
-    poisoned = int(steps[1][2].token_ids[len(PREFIX)])
+    others = {
+        int(token)
+        for step in (steps[0], steps[1][:2], steps[1][3:])
+        for row in step
+        for token in row.token_ids
+    }
+    poisoned = next(int(token) for token in steps[1][2].token_ids[:-1] if int(token) not in others)
 
     def poison(report):
         seen.append(model.read_adapter())
