@@ -49,7 +49,7 @@ class Site:
 
 
 class WalkPosition:
-    """How many examples a site has consumed, kept by round on its own disk.
+    """How many optimizer steps of its walk a site has taken, kept by round on its own disk.
 
     A round that is asked for again (a retry, or a run resumed after its server was killed) starts where
     it started the first time, so it trains on the same examples and gives the same delta. The server
@@ -64,16 +64,16 @@ class WalkPosition:
         self._path = state_dir / f"{quote(site, safe='')}.json"
 
     def before(self, round_number: int) -> int:
-        """Return the examples consumed in all rounds before this one."""
+        """Return the steps taken in all rounds before this one."""
         earlier = {done: end for done, end in self._read().items() if done < round_number}
         return earlier[max(earlier)] if earlier else 0
 
     def advance(self, round_number: int, end: int) -> None:
-        """Record that after this round ``end`` examples are consumed; later rounds are forgotten."""
+        """Record that after this round ``end`` steps are taken; later rounds are forgotten."""
         kept = {done: at for done, at in self._read().items() if done < round_number}
         kept[round_number] = end
         newest = dict(sorted(kept.items())[-self.KEPT_ROUNDS :])
-        body = {"v": 1, "consumed_after_round": {str(done): at for done, at in newest.items()}}
+        body = {"v": 1, "steps_after_round": {str(done): at for done, at in newest.items()}}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self._path, json.dumps(body).encode())
 
@@ -97,7 +97,7 @@ class WalkPosition:
 
 def _parse(text: str) -> dict[int, int]:
     body = json.loads(text)
-    rounds = {int(done): int(at) for done, at in body["consumed_after_round"].items()}
+    rounds = {int(done): int(at) for done, at in body["steps_after_round"].items()}
     if body["v"] != 1 or any(value < 0 for value in (*rounds, *rounds.values())):
         raise ValueError("another version, or a number below 0")
     return rounds

@@ -14,7 +14,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal
 
 from fedtune.secagg.problems import refusal
@@ -40,21 +39,14 @@ class ServerJournal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        end = sum(_HEADER + len(payload) for _, payload in read_journal(path)) if path.exists() else 0
         try:
-            self._file = path.open("r+b" if path.exists() else "w+b")
-            self._file.truncate(end)
-            self._file.seek(end)
+            if path.exists():
+                end = sum(_HEADER + len(payload) for _, payload in read_journal(path))
+                os.truncate(path, end)
+            else:
+                path.touch(mode=0o600)
         except OSError as error:
             raise refusal("FT926", f"cannot be opened: {error}", where=str(path)) from None
-
-    def __enter__(self) -> ServerJournal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def append(self, kind: RecordKind, payload: bytes, *, durable: bool) -> None:
         """Add one record; with `durable` it is on disk, with all before it, on return.
@@ -64,21 +56,14 @@ class ServerJournal:
         """
         header = bytes([kind]) + len(payload).to_bytes(8, "big") + hashlib.sha256(payload).digest()
         try:
-            self._file.write(header)
-            self._file.write(payload)
-            if durable:
-                self._file.flush()
-                os.fsync(self._file.fileno())
+            with self._path.open("ab") as file:
+                file.write(header)
+                file.write(payload)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
         except OSError as error:
             raise refusal("FT926", f"cannot be written: {error}", where=str(self._path)) from None
-
-    def close(self) -> None:
-        self._file.close()
-
-    def discard(self) -> None:
-        """Delete the file; when the sum is safely elsewhere or the attempt is given up."""
-        self.close()
-        self._path.unlink(missing_ok=True)
 
 
 def read_journal(path: Path) -> Iterator[tuple[RecordKind, bytes]]:

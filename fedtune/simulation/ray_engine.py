@@ -86,7 +86,9 @@ def run_on_ray(
         f"{SPLIT_KEY} = {json.dumps(_split_json(split))}\n",
         encoding="utf-8",
     )
-    environment = os.environ | QUIET | {"FLWR_HOME": str(home)}
+    scripts = str(Path(sys.executable).parent)  # Flower starts its own commands by their bare names
+    path = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
+    environment = os.environ | QUIET | {"FLWR_HOME": str(home), "PATH": path}
     log, events = home / "flower.log", _Tail(folder / "rounds.jsonl", observers)
     with log.open("wb") as output, _superlink(home, environment, output) as connection:
         cores = physical_cores()

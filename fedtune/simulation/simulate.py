@@ -181,10 +181,12 @@ class _Session:
         clients, split = len(self.sites), self.sites.split()
         if self.config.backend.name == "ray":
             path = self.run.path
-            self.run.close()
-            run_on_ray(self.config, path, clients=clients, split=split, observers=self.observers)
-            self.run = RunDirectory.create(path, resume=True)
-            self._observe()
+            self.run.close()  # the server in Flower's process writes it now
+            try:
+                run_on_ray(self.config, path, clients=clients, split=split, observers=self.observers)
+            finally:
+                self.run = RunDirectory.create(path, resume=True)
+                self._observe()
             return
         sites = replace(self.sites, on_step=self._report_step)
         app = build_client_app(lambda context: sites.site(int(context.node_config["partition-id"])))

@@ -49,10 +49,10 @@ def test_the_position_is_that_of_the_last_round_taken_part_in(
         "",
         "{",
         "[]",
-        '{"v": 2, "consumed_after_round": {}}',
+        '{"v": 2, "steps_after_round": {}}',
         '{"v": 1}',
-        '{"v": 1, "consumed_after_round": {"1": -4}}',
-        '{"v": 1, "consumed_after_round": {"x": 1}}',
+        '{"v": 1, "steps_after_round": {"1": -4}}',
+        '{"v": 1, "steps_after_round": {"x": 1}}',
     ],
 )
 def test_a_damaged_record_stops_the_site_instead_of_repeating_examples(tmp_path: Path, text: str) -> None:

@@ -50,6 +50,8 @@ def test_a_run_leaves_everything_that_its_reader_needs(tiny_overrides: Overrides
     assert (run.adapter_dir / "README.md").exists()
 
 
+# peft asks a model for a property that transformers has renamed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_saved_adapter_is_the_federated_model(tiny_overrides: Overrides, tiny_model_dir: Path) -> None:
     import torch
     from peft import PeftModel
@@ -102,7 +104,7 @@ def test_alternating_sends_half_of_what_fedavg_sends(tiny_overrides: Overrides) 
 def test_a_client_walks_through_its_own_data_over_rounds(tiny_overrides: Overrides) -> None:
     run = fedtune.simulate(tiny_overrides())
     for site in ("ear", "eye", "heart"):
-        assert WalkPosition(run.path / "sites", site).before(3) == 2 * 3 * 4
+        assert WalkPosition(run.path / "sites", site).before(3) == 2 * 3
 
 
 def test_a_cohort_smaller_than_the_federation_evaluates_everywhere(tiny_overrides: Overrides) -> None:

@@ -105,15 +105,17 @@ def comparison(summary: Summary) -> Markup | None:
             for width in (WIDE, NARROW)
         ]
     ways = "each way of training" if len(kinds) > 1 else "federating"
-    shown = figure(
-        f"How much {ways} takes off the base model's loss",
-        *pictures,
-        note=_note(summary, kinds),
-        key=legend(list(kinds.items())),
-    )
+    shown = None
+    if pictures:  # a run that failed early has nothing to compare
+        shown = figure(
+            f"How much {ways} takes off the base model's loss",
+            *pictures,
+            note=_note(summary, kinds),
+            key=legend(list(kinds.items())),
+        )
     return section(
         "Site by site",
-        shown if pictures else None,
+        shown,
         _table(summary, kinds),
         lead="Each site keeps some of its rows aside; they train nothing. The loss says how much the "
         "site's own true answers surprise a model: lower is better.",
