@@ -128,7 +128,7 @@ def load_sites(config: Config) -> VirtualSites:
         config=config,
         examples=data.examples,
         partition=partition(data.examples, config.partition, config.seed),
-        skipped_rows=len(data.skipped),
+        skipped_rows=data.skipped_rows,
     )
 
 
