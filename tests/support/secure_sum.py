@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,8 +31,6 @@ BOUND = 1e-2
 
 
 def hash_of(name: str) -> bytes:
-    import hashlib
-
     return hashlib.sha256(name.encode()).digest()
 
 
@@ -143,9 +142,8 @@ class Federation:
                 gone.update((absent or {}).get(kind, ()))
                 if index in gone:
                     continue
-                if tamper is not None:
-                    request = tamper(kind, index, request)
-                yield self.clients[index].handle(request)
+                seen = request if tamper is None else tamper(kind, index, request)
+                yield self.clients[index].handle(seen)
 
         return deliver
 
