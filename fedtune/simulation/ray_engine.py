@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from pydantic import TypeAdapter
+
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_to_json
 from fedtune.errors import FederationError, MachineError, Problem
@@ -147,7 +149,7 @@ class _Tail:
 def _split_json(split: Split | None) -> str:
     if split is None:
         return ""
-    return json.dumps({"labels": split.labels, "counts": split.counts})
+    return TypeAdapter(Split).dump_json(split).decode()
 
 
 @contextmanager
