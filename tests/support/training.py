@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from fedtune.config.schema import ModelConfig, PeftConfig, TrainingConfig
 from fedtune.data.tokenize import TokenizedExample
@@ -59,25 +56,7 @@ def tiny_adapted(
         gradient_checkpointing=gradient_checkpointing,
     )
     model.load_adapter(start_of(model, seed))
-    if compute_dtype == "float64":
-        keep_float64(model.model)
     return model
-
-
-def keep_float64(model: torch.nn.Module) -> None:
-    """Let RMS norms compute in float64: transformers' own round to float32 on the way.
-
-    A difference of 1e-16 between two layouts would otherwise come out of a norm as one of 1e-8.
-    """
-    for module in model.modules():
-        if isinstance(module, LlamaRMSNorm | MistralRMSNorm):
-            module.forward = partial(_rms_norm, module)
-
-
-def _rms_norm(module: LlamaRMSNorm | MistralRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
-    return (
-        module.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + module.variance_epsilon)
-    )
 
 
 def start_of(model: AdaptedModel, seed: int = 0) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny_model import make_tiny_model
-from support.training import gradients, keep_float64, random_rows, tiny_adapted
+from support.training import gradients, random_rows, tiny_adapted
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -16,6 +16,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from fedtune.models.layers import norms_in_float64
 from fedtune.training import loss as loss_module
 from fedtune.training.batches import lay_out
 from fedtune.training.loss import ResponseLoss
@@ -183,7 +184,7 @@ def small(config_class, model_class, **overrides):
     }
     torch.manual_seed(0)
     model = model_class(config_class(**(fields | overrides))).double()
-    keep_float64(model)
+    norms_in_float64(model)
     return _Wrapped(model)
 
 
@@ -227,7 +228,7 @@ def test_a_sliding_window_stays_within_the_row():
 def test_a_head_that_is_trained_gets_its_gradient(tmp_path):
     folder = make_tiny_model(tmp_path / "untied", tie_word_embeddings=False)
     model = _Wrapped(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64))
-    keep_float64(model.model)
+    norms_in_float64(model.model)
     rows = random_rows(1, SHAPES)
     found = ours(model, rows, microbatch_tokens=99, packing=True, share_prefix=True)
     assert "lm_head.weight" in found[1]
