@@ -49,9 +49,9 @@ def signature_purpose(kind: Kind) -> str:
     return f"message {kind.name.lower()}"
 
 
-def frame(kind: Kind, body: bytes) -> bytes:
-    """An unsigned message, from the server."""
-    return _MAGIC + u8(_VERSION) + u8(kind) + body
+def frame(kind: Kind, *body: bytes) -> bytes:
+    """A message; unsigned if the body is all there is, as from the server."""
+    return b"".join((_MAGIC, u8(_VERSION), u8(kind), *body))
 
 
 def open_frame(data: bytes | memoryview) -> tuple[Kind, memoryview]:
@@ -84,7 +84,7 @@ class Signed:
     @classmethod
     def make(cls, identity: Identity, kind: Kind, body: bytes) -> bytes:
         signature = identity.sign(signature_purpose(kind), body)
-        return frame(kind, identity.public + signature + body)
+        return frame(kind, identity.public, signature, body)
 
     @classmethod
     def read(cls, data: bytes | memoryview) -> Signed:

@@ -19,7 +19,7 @@ from typing import Final
 from fedtune.secagg.identity import SIGNATURE_BYTES
 from fedtune.secagg.primitives import KEY_BYTES, TAG_BYTES
 from fedtune.secagg.shamir import SHARE_BYTES
-from fedtune.secagg.wire import HASH_BYTES, MAX_MEMBERS, Reader, blob, pack_members, u32
+from fedtune.secagg.wire import HASH_BYTES, MAX_MEMBERS, Reader, blob, pack_members, u32, u64
 
 __all__ = [
     "RECORD_BYTES",
@@ -161,7 +161,7 @@ class MaskedAnswer:
     masked: bytes | memoryview
 
     def encode(self) -> bytes:
-        return self.transcript + blob(self.masked)
+        return b"".join((self.transcript, u64(len(self.masked)), self.masked))
 
     @classmethod
     def decode(cls, body: bytes | memoryview) -> MaskedAnswer:

@@ -30,7 +30,7 @@ def u64(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
 
-def blob(value: bytes | bytearray | memoryview) -> bytes:
+def blob(value: bytes) -> bytes:
     """Eight bytes of length, then the bytes."""
     return len(value).to_bytes(8, "big") + value
 
