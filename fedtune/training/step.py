@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fedtune.config.schema import TrainingConfig
 from fedtune.data.tokenize import TokenizedExample
 from fedtune.errors import Problem, TrainingError
+from fedtune.training.attention import attention_for
 from fedtune.training.batches import Microbatch, lay_out
 from fedtune.training.loss import ResponseLoss
 from fedtune.training.modes import evaluation_mode
@@ -64,8 +65,9 @@ class Optimization:
         try:
             nats, targets = 0.0, 0
             for microbatch in self._lay_out(rows):
-                loss = self._loss(microbatch)
-                loss.backward()  # type: ignore[no-untyped-call]
+                with attention_for(self._model, microbatch.token_ids.shape[1]):
+                    loss = self._loss(microbatch)
+                    loss.backward()  # type: ignore[no-untyped-call]
                 nats += self._finite(loss, [rows[row] for row in microbatch.rows], name)
                 targets += len(microbatch.target_ids)
             norm = self._prepare_gradients(targets)
