@@ -12,14 +12,23 @@ from dataclasses import dataclass
 
 from fedtune.errors import FedtuneError, Problem, SecureAggregationError
 from fedtune.secagg.encoding import Encoding
+from fedtune.secagg.identity import verify
 from fedtune.secagg.messages import Advert, Binding, Kind, Signed
 from fedtune.secagg.policy import Policy
-from fedtune.secagg.problems import problem
+from fedtune.secagg.problems import problem, refusal
 from fedtune.secagg.roster import Roster
 from fedtune.secagg.states import Advertised, Attempt
 from fedtune.secagg.thresholds import too_small
+from fedtune.secagg.trips import MASKED_UNDER, masked_under
 
-__all__ = ["CheckedAdverts", "check_adverts", "check_confirm_set", "check_mask_set", "split_groups"]
+__all__ = [
+    "CheckedAdverts",
+    "check_adverts",
+    "check_confirm_set",
+    "check_mask_set",
+    "check_statements",
+    "split_groups",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +173,36 @@ def check_confirm_set(
                 where="U3",
             )
         )
+    if problems:
+        raise SecureAggregationError(problems)
+
+
+def check_statements(
+    u3: frozenset[int], statements: tuple[bytes, ...], *, u2: frozenset[int], attempt: Attempt
+) -> None:
+    """R3: every neighbour in U3 masked its vector for the same U2 as this site.
+
+    T confirmations prove that most members saw the same sets, and in the complete graph that is enough:
+    any two U2 of T members share honest ones, whose masks protect. In a sparse graph it is not. A server
+    could show one member a U2 without its honest neighbours, leave it out of the confirmations, and have
+    its b rebuilt by neighbours that saw another U2. So nobody helps to open a vector whose owner did not
+    sign the U2 that the helper itself saw.
+
+    Raises:
+        SecureAggregationError: FT909 with every neighbour whose statement is about another U2.
+    """
+    order = sorted(u3)
+    if len(statements) != len(order):
+        raise refusal(
+            "FT909", f"{len(statements)} statements came for {len(order)} members of U3", where="U3"
+        )
+    made = dict(zip(order, statements, strict=True))
+    body = masked_under(attempt.transcript, attempt.members, u2)
+    problems = [
+        problem("FT909", f"member {peer} did not mask for the U2 that this site saw", where="U3")
+        for peer in attempt.neighbours
+        if peer in made and not verify(attempt.identities[peer], MASKED_UNDER, body, made[peer])
+    ]
     if problems:
         raise SecureAggregationError(problems)
 

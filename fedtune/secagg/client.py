@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from fedtune.errors import FedtuneError, Problem
-from fedtune.secagg.checks import check_adverts, check_confirm_set, check_mask_set
+from fedtune.secagg.checks import check_adverts, check_confirm_set, check_mask_set, check_statements
 from fedtune.secagg.cohorts import CohortLog
 from fedtune.secagg.encoding import Encoding
 from fedtune.secagg.identity import Identity
@@ -106,6 +106,10 @@ class SecureAggregationClient:
         self._clear()
         if update.encoding_hash != encoding.hash:
             raise refusal("FT914", "the update was encoded by other rules than the round's", where="update")
+        member = self._roster.members.get(self._identity.public)
+        declared = 1 if encoding.max_weight == 1 or member is None else member.weight
+        if int(update.lanes[1]) != declared:
+            raise refusal("FT914", f"the update has weight {update.lanes[1]}, the roster says {declared}")
         self._spent.check(facts.origin)
         self._held = Held(facts=facts, encoding=encoding, update=update)
         self._state = self._held
@@ -281,7 +285,7 @@ class SecureAggregationClient:
                 roster=self._roster,
                 policy=self._policy,
             )
-            self._state, answer = mask(state, request, self._holding().update)
+            self._state, answer = mask(state, request, self._holding().update, identity=self._identity)
         except FedtuneError:
             self._end_attempt()
             raise
@@ -303,6 +307,7 @@ class SecureAggregationClient:
                 roster=self._roster,
                 policy=self._policy,
             )
+            check_statements(request.u3, request.statements, u2=state.u2, attempt=attempt)
             cohort = frozenset(attempt.identities[index] for index in request.u3)
             self.warnings += self._cohorts.record(
                 cohort, run=facts.run, round_number=facts.round, roster=self._roster

@@ -147,7 +147,7 @@ class Collected:
         shares: R1, by member.
         vector: R2: running sum of the masked vectors, so that memory does not grow with the cohort.
         lanes: R2: running sum of the masked lanes.
-        masked: R2: members whose vector is in the sum (or waits in `waiting`).
+        masked: R2: members whose vector is in the sum (or waits in `waiting`), with their statements on U2.
         waiting: R2: masked bytes of members of a group, which count only if the whole group arrives.
         confirmations: R3: signature by member.
         own_b: R4: valid b by its own member.
@@ -165,7 +165,7 @@ class Collected:
     shares: dict[int, SharesAnswer] = field(default_factory=dict)
     vector: NDArray[np.unsignedinteger[Any]]
     lanes: NDArray[np.uint64]
-    masked: set[int] = field(default_factory=set)
+    masked: dict[int, bytes] = field(default_factory=dict)
     waiting: dict[int, bytes] = field(default_factory=dict)
     confirmations: dict[int, bytes] = field(default_factory=dict)
     own_b: dict[int, bytes] = field(default_factory=dict)

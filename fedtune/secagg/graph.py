@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedtune.secagg.problems import refusal
-from fedtune.secagg.thresholds import threshold
+from fedtune.secagg.thresholds import COMPLETE_UP_TO, threshold
 
-__all__ = ["COMPLETE_UP_TO", "Shape", "SharingGraph", "graph_shape", "sharing_graph"]
+__all__ = ["Shape", "SharingGraph", "graph_shape", "sharing_graph"]
 
-COMPLETE_UP_TO: Final = 128
 _PRIVACY_BITS: Final = 128
 _DROPOUT_BITS: Final = 30
 

@@ -11,9 +11,11 @@ from typing import Literal
 from fedtune.secagg.collected import Cohort, Collected
 from fedtune.secagg.derivation import share_commitment
 from fedtune.secagg.encoding import Encoding
+from fedtune.secagg.identity import verify
 from fedtune.secagg.messages import Advert, Binding
 from fedtune.secagg.problems import refusal
 from fedtune.secagg.trips import (
+    MASKED_UNDER,
     RECORD_BYTES,
     Confirmation,
     MaskedAnswer,
@@ -21,6 +23,7 @@ from fedtune.secagg.trips import (
     ShareRecord,
     SharesAnswer,
     UnmaskedAnswer,
+    masked_under,
 )
 
 __all__ = ["take_advert", "take_confirmation", "take_masked", "take_shares", "take_unmasked"]
@@ -44,9 +47,13 @@ def take_shares(answer: SharesAnswer, *, member: int, cohort: Cohort) -> None:
         raise refusal("FT922", f"{records} sealed shares came for {neighbours} neighbours")
 
 
-def take_masked(answer: MaskedAnswer, *, cohort: Cohort, encoding: Encoding) -> None:
-    """R2: of this cohort, and as long as the encoding says."""
+def take_masked(answer: MaskedAnswer, *, sender: bytes, collected: Collected, encoding: Encoding) -> None:
+    """R2: of this cohort, as long as the encoding says, and signed for the U2 that was sent out."""
+    cohort = collected.cohort
     _of_this(answer.transcript, cohort)
+    body = masked_under(cohort.transcript, cohort.members, collected.u2)
+    if not verify(sender, MASKED_UNDER, body, answer.statement):
+        raise refusal("FT922", "the vector was masked for other members than those of U2")
     if len(answer.masked) != encoding.nbytes:
         raise refusal(
             "FT922", f"the masked vector has {len(answer.masked)} bytes, expected {encoding.nbytes}"

@@ -43,7 +43,12 @@ def _common_request(trip: Trip, rules: AttemptRules, collected: Collected) -> by
     if trip is Trip.SHARE:
         return frame(Kind.SHARE, ShareRequest(binding=binding, adverts=cohort.adverts).encode())
     if trip is Trip.CONFIRM:
-        confirm = ConfirmRequest(transcript=cohort.transcript, members=cohort.members, u3=collected.u3)
+        confirm = ConfirmRequest(
+            transcript=cohort.transcript,
+            members=cohort.members,
+            u3=collected.u3,
+            statements=tuple(collected.masked[member] for member in sorted(collected.u3)),
+        )
         return frame(Kind.CONFIRM, confirm.encode())
     signatures = tuple(sorted(collected.confirmations.items()))
     return frame(Kind.UNMASK, UnmaskRequest(transcript=cohort.transcript, signatures=signatures).encode())

@@ -22,7 +22,7 @@ from fedtune.secagg.problems import problem, refusal
 
 __all__ = ["DecodedMean", "EncodedUpdate", "decode_mean", "encode_update"]
 
-_CHUNK: Final = 16_384  # entries: the five working arrays of a chunk fit a 512 KiB cache
+_CHUNK: Final = 16_384  # entries: the working arrays of a chunk fit a 512 KiB cache
 _SIGNED: Final[dict[int, np.dtype[Any]]] = {16: np.dtype("<i2"), 32: np.dtype("<i4"), 64: np.dtype("<i8")}
 
 
@@ -92,33 +92,31 @@ def encode_update(
     stream = keystream(os.urandom(32), "aes256ctr")
     zeros = memoryview(bytes(4 * _CHUNK))
     random_bytes = bytearray(4 * _CHUNK + 16)
-    random_words = np.frombuffer(random_bytes, dtype="<u4", count=_CHUNK)
-    scaled = np.empty(_CHUNK)
+    random_words = np.frombuffer(random_bytes, dtype="<i4", count=_CHUNK)
+    scaled = np.empty(_CHUNK, dtype="<f8")
     uniform = np.empty(_CHUNK)
-    narrow = np.empty(_CHUNK, dtype=np.int64 if encoding.ring_bits == 64 else np.int32)
     start = 0
     broken = []
     for tensor in encoding.tensors:
         flat = np.ascontiguousarray(tensors[tensor.name]).reshape(-1)
-        limit = encoding.levels * share
-        factor = limit / tensor.bound
+        # A hair below L, so that -L less one half is never a tie that rounds to -L - 1.
+        limit = np.nextafter(encoding.levels * share, 0.0)
+        factor = encoding.levels * share / tensor.bound
         finite = True
         for at in range(0, tensor.size, _CHUNK):
             size = min(_CHUNK, tensor.size - at)
-            x, u, q = scaled[:size], uniform[:size], narrow[:size]
-            np.multiply(flat[at : at + size], factor, out=x, dtype=np.float64, casting="same_kind")
-            # One NaN or infinity makes the sum one; a finite sum clears the chunk in one pass.
-            finite = finite and bool(np.isfinite(x.sum()) or np.isfinite(x).all())
-            np.clip(x, -limit, limit, out=x)
+            x, u = scaled[:size], uniform[:size]
+            np.copyto(x, flat[at : at + size])
+            x *= factor
+            if not (x.min() >= -limit and x.max() <= limit):  # a NaN compares false
+                finite = finite and bool(np.isfinite(x).all())
+                np.clip(x, -limit, limit, out=x)
             stream.update_into(zeros[: 4 * size], random_bytes)
-            np.multiply(random_words[:size], 2.0**-32, out=u)
+            np.copyto(u, random_words[:size])
+            u *= 2.0**-32  # uniform in [-1/2, 1/2)
             x += u
-            np.floor(x, out=x)
-            # L + (1 − 2^-32) may round up to L + 1 in a double, so the bound is enforced once more.
-            np.minimum(x, encoding.levels, out=x)
             if finite:
-                q[...] = x
-                signed[start : start + size] = q
+                np.copyto(signed[start : start + size], np.rint(x, out=x), casting="unsafe")
             start += size
         if not finite:
             broken.append(problem("FT914", f"{tensor.name} holds a NaN or an infinity", where=tensor.name))

@@ -166,8 +166,8 @@ class ServerAttempt:
             collected.shares[member] = shares
         elif self.trip is Trip.MASK:
             masked = MaskedAnswer.decode(signed.body)
-            take_masked(masked, cohort=collected.cohort, encoding=rules.encoding)
-            collected.masked.add(member)
+            take_masked(masked, sender=signed.sender, collected=collected, encoding=rules.encoding)
+            collected.masked[member] = masked.statement
             if rules.policy.groups and rules.roster.members[signed.sender].group:
                 collected.waiting[member] = bytes(masked.masked)
             else:

@@ -17,7 +17,7 @@ from fedtune.secagg.canonical import canonical
 from fedtune.secagg.checks import CheckedAdverts
 from fedtune.secagg.derivation import KeySchedule, share_commitment, transcript_hash
 from fedtune.secagg.graph import sharing_graph
-from fedtune.secagg.identity import verify
+from fedtune.secagg.identity import Identity, verify
 from fedtune.secagg.masks import Mask, Prg, add_masks, pair_sign
 from fedtune.secagg.messages import Kind, signature_purpose
 from fedtune.secagg.policy import Policy
@@ -27,6 +27,7 @@ from fedtune.secagg.rounding import EncodedUpdate
 from fedtune.secagg.shamir import PRIME, SHARE_BYTES, deal
 from fedtune.secagg.states import Advertised, Attempt, Confirmed, DealtShares, Masked, Shared
 from fedtune.secagg.trips import (
+    MASKED_UNDER,
     RECORD_BYTES,
     SALT_BYTES,
     Confirmation,
@@ -36,6 +37,7 @@ from fedtune.secagg.trips import (
     ShareRecord,
     SharesAnswer,
     UnmaskedAnswer,
+    masked_under,
 )
 
 __all__ = ["BadShares", "confirmed_by", "mask", "masked_bytes", "share", "unmask"]
@@ -138,8 +140,12 @@ def _commitments(transcript: bytes, *, dealer: int, receiver: int, dealt: DealtS
     return of_b, of_key
 
 
-def mask(state: Shared, request: MaskRequest, update: EncodedUpdate) -> tuple[Masked, MaskedAnswer]:
+def mask(
+    state: Shared, request: MaskRequest, update: EncodedUpdate, *, identity: Identity
+) -> tuple[Masked, MaskedAnswer]:
     """R2 (MaskedInputCollection): open the shares, then y = q + PRG(b) + Σ ±PRG(k_ij) over U2's neighbours.
+
+    With the vector goes a signature over U2, see `check_statements`.
 
     Raises:
         BadShares: FT910 for every share that does not open or does not match its commitment.
@@ -153,19 +159,20 @@ def mask(state: Shared, request: MaskRequest, update: EncodedUpdate) -> tuple[Ma
     masks += [Mask(key=keys[peer], sign=pair_sign(attempt.own, peer)) for peer in dealt]
     masked = masked_bytes(update, masks, prg=attempt.binding.prg)
     following = Masked(attempt=attempt, u2=request.u2, b=state.b, dealt=dealt)
-    return following, MaskedAnswer(transcript=attempt.transcript, masked=masked)
+    statement = identity.sign(MASKED_UNDER, masked_under(attempt.transcript, attempt.members, request.u2))
+    return following, MaskedAnswer(transcript=attempt.transcript, statement=statement, masked=masked)
 
 
 def masked_bytes(update: EncodedUpdate, masks: Sequence[Mask], *, prg: Prg) -> memoryview:
     """The update under its masks as it travels: vector, then lanes, little-endian; copied once."""
     split = update.vector.nbytes
-    # NumPy asks the kernel for huge pages, which a bytearray does not: its page faults cost as much as a mask.
+    # NumPy asks for huge pages, which a bytearray does not: its page faults cost as much as several masks.
     buffer = np.empty(split + update.lanes.nbytes, dtype=np.uint8)
     vector = np.frombuffer(buffer, dtype=update.vector.dtype, count=update.vector.size)
     lanes = np.frombuffer(buffer, dtype=update.lanes.dtype, offset=split)
     vector[:], lanes[:] = update.vector, update.lanes
     add_masks(vector, lanes, masks, prg=prg)
-    return memoryview(buffer)
+    return buffer.data
 
 
 def _open_shares(state: Shared, request: MaskRequest) -> dict[int, DealtShares]:

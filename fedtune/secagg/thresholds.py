@@ -13,7 +13,10 @@ from fedtune.errors import Problem
 from fedtune.secagg.policy import Policy
 from fedtune.secagg.problems import problem
 
-__all__ = ["active_colluders", "threshold", "tolerated_dropouts", "too_small"]
+__all__ = ["COMPLETE_UP_TO", "active_colluders", "threshold", "tolerated_dropouts", "too_small"]
+
+COMPLETE_UP_TO: Final = 128
+"""Largest cohort in which everyone shares with everyone; see `graph`."""
 
 _SUM_OF_ONE: Final = 2  # a sum of fewer honest members than this is somebody's update
 
@@ -61,6 +64,15 @@ def too_small(policy: Policy, *, dealt: int, remaining: int, trip: str) -> list[
             problem(
                 "FT908",
                 f"{dealt} members withstand {active_colluders(dealt)} colluders of an active server, "
+                f"the policy asks for {policy.max_colluders}",
+                where=trip,
+            )
+        )
+    if dealt > COMPLETE_UP_TO and policy.max_colluders > policy.corrupt_fraction * dealt:
+        problems.append(
+            problem(
+                "FT908",
+                f"the sharing graph of {dealt} assumes {policy.corrupt_fraction:.0%} colluders, "
                 f"the policy asks for {policy.max_colluders}",
                 where=trip,
             )

@@ -22,6 +22,7 @@ from fedtune.secagg.shamir import SHARE_BYTES
 from fedtune.secagg.wire import HASH_BYTES, MAX_MEMBERS, Reader, blob, pack_members, u32, u64
 
 __all__ = [
+    "MASKED_UNDER",
     "RECORD_BYTES",
     "SALT_BYTES",
     "ConfirmRequest",
@@ -34,6 +35,7 @@ __all__ = [
     "SharesAnswer",
     "UnmaskRequest",
     "UnmaskedAnswer",
+    "masked_under",
 ]
 
 SALT_BYTES: Final = 16
@@ -153,35 +155,52 @@ class MaskRequest:
         return cls(transcript=transcript, members=members, u2=u2, records=records)
 
 
+MASKED_UNDER: Final = "masked under these members"
+"""Purpose of the signature over `masked_under`."""
+
+
+def masked_under(transcript: bytes, members: int, u2: frozenset[int]) -> bytes:
+    """What a member signs with its masked vector: the U2 whose masks are in it."""
+    return transcript + u32(members) + blob(pack_members(u2, members))
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskedAnswer:
-    """R2: the masked vector, then the masked lanes, little-endian."""
+    """R2: the masked vector, then the masked lanes, little-endian.
+
+    Attributes:
+        statement: The member's signature over `masked_under` of the U2 that it masked for.
+    """
 
     transcript: bytes
+    statement: bytes
     masked: bytes | memoryview
 
     def encode(self) -> bytes:
-        return b"".join((self.transcript, u64(len(self.masked)), self.masked))
+        return b"".join((self.transcript, self.statement, u64(len(self.masked)), self.masked))
 
     @classmethod
     def decode(cls, body: bytes | memoryview) -> MaskedAnswer:
         reader = Reader(body, "masked vector")
         transcript = reader.fixed("transcript", HASH_BYTES)
+        statement = reader.fixed("statement", SIGNATURE_BYTES)
         masked = reader.blob_view("masked", _MAX_VECTOR)
         reader.end()
-        return cls(transcript=transcript, masked=masked)
+        return cls(transcript=transcript, statement=statement, masked=masked)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfirmRequest:
-    """R3: U3, whose masked vectors arrived."""
+    """R3: U3, whose masked vectors arrived, and what each of them signed with its vector, ascending."""
 
     transcript: bytes
     members: int
     u3: frozenset[int]
+    statements: tuple[bytes, ...]
 
     def encode(self) -> bytes:
-        return self.transcript + u32(self.members) + blob(pack_members(self.u3, self.members))
+        head = self.transcript + u32(self.members) + blob(pack_members(self.u3, self.members))
+        return head + u32(len(self.statements)) + b"".join(self.statements)
 
     @classmethod
     def decode(cls, body: bytes | memoryview) -> ConfirmRequest:
@@ -189,8 +208,11 @@ class ConfirmRequest:
         transcript = reader.fixed("transcript", HASH_BYTES)
         members = reader.count("members")
         u3 = reader.members("u3", members)
+        statements = tuple(
+            reader.fixed("statement", SIGNATURE_BYTES) for _ in range(reader.count("statement count"))
+        )
         reader.end()
-        return cls(transcript=transcript, members=members, u3=u3)
+        return cls(transcript=transcript, members=members, u3=u3, statements=statements)
 
 
 @dataclass(frozen=True, kw_only=True)

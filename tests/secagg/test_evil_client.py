@@ -18,7 +18,6 @@ from fedtune.secagg import steps
 from fedtune.secagg.collected import Trip
 from fedtune.secagg.encoding import Encoding
 from fedtune.secagg.messages import Advert, Kind, Signed, open_frame
-from fedtune.secagg.rounding import EncodedUpdate
 from fedtune.secagg.rounds import finish_attempt, secure_round
 from fedtune.secagg.shamir import deal
 from fedtune.secagg.trips import (
@@ -270,28 +269,25 @@ def test_a_key_that_another_member_advertised_is_refused_to_the_copier(parties: 
     assert "repeats a public key" in fault.problem.what
 
 
-def test_a_false_count_lane_burns_the_round(tmp_path: Path) -> None:
-    parties = federation(tmp_path, 5, hold=False)
-    update = parties.updates[EVIL]
+def lie_in_lane(parties: Federation, *, lane: int, value: int) -> None:
+    """What a member with its own software would hold: our client refuses to."""
+    client = parties.clients[EVIL]
+    update = client._held.update
     lanes = update.lanes.copy()
-    lanes[0] = 2
-    parties.updates[EVIL] = EncodedUpdate(
-        encoding_hash=update.encoding_hash, vector=update.vector, lanes=lanes
-    )
-    parties.hold()
+    lanes[lane] = value
+    client._held = replace(client._held, update=replace(update, lanes=lanes))
+
+
+def test_a_false_count_lane_burns_the_round(tmp_path: Path) -> None:
+    parties = federation(tmp_path, 5)
+    lie_in_lane(parties, lane=0, value=2)
     with pytest.raises(SecureAggregationError, match="FT924: the count lane sums to 6, expected 5"):
         parties.run()
 
 
 def test_a_false_weight_burns_the_round(tmp_path: Path) -> None:
-    parties = federation(tmp_path, 4, weights=(1, 2, 4, 8), hold=False)
-    update = parties.updates[EVIL]
-    lanes = update.lanes.copy()
-    lanes[1] = 8
-    parties.updates[EVIL] = EncodedUpdate(
-        encoding_hash=update.encoding_hash, vector=update.vector, lanes=lanes
-    )
-    parties.hold()
+    parties = federation(tmp_path, 4, weights=(1, 2, 4, 8))
+    lie_in_lane(parties, lane=1, value=8)
     with pytest.raises(SecureAggregationError, match="FT924: the weight lane sums to 21, expected 15"):
         parties.run()
 
@@ -301,3 +297,9 @@ def test_an_update_encoded_by_other_rules_is_not_held(parties: Federation) -> No
     other = Encoding(tensors=rules.tensors, levels=rules.levels - 1, max_cohort=rules.max_cohort)
     with pytest.raises(SecureAggregationError, match="encoded by other rules"):
         parties.clients[0].hold(parties.updates[0], other, parties.facts[0])
+
+
+def test_an_update_of_another_weight_than_the_roster_declares_is_not_held(tmp_path: Path) -> None:
+    parties = federation(tmp_path, 4, weights=(1, 2, 4, 8))
+    with pytest.raises(SecureAggregationError, match="the update has weight 8, the roster says 1"):
+        parties.clients[0].hold(parties.updates[3], parties.encoding, parties.facts[0])

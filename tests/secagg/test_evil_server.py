@@ -22,7 +22,7 @@ from fedtune.secagg.primitives import new_private_key, public_key
 from fedtune.secagg.roster import sign_entry
 from fedtune.secagg.shamir import PRIME
 from fedtune.secagg.spent import SpentJournal
-from fedtune.secagg.trips import ConfirmRequest, MaskRequest, ShareRequest, UnmaskRequest
+from fedtune.secagg.trips import ConfirmRequest, MaskedAnswer, MaskRequest, ShareRequest, UnmaskRequest
 
 VICTIM = 0
 
@@ -369,6 +369,11 @@ def test_with_groups_it_splits_one(tmp_path: Path) -> None:
 # Trip R4
 
 
+def without_member_1(confirm: ConfirmRequest) -> ConfirmRequest:
+    statements = (confirm.statements[0], *confirm.statements[2:])
+    return replace(confirm, u3=confirm.u3 - {1}, statements=statements)
+
+
 def test_it_sends_different_u3_to_different_clients(parties: Federation) -> None:
     """The same peer dead to one client and alive to another: the classic attack on the double mask."""
     server = until(parties, Trip.CONFIRM)
@@ -376,7 +381,7 @@ def test_it_sends_different_u3_to_different_clients(parties: Federation) -> None
     for index in range(5):
         request = request_of(server, parties, index)
         if index >= 2:  # for these, member 1 has dropped out
-            request = changed(request, ConfirmRequest, lambda confirm: replace(confirm, u3=confirm.u3 - {1}))
+            request = changed(request, ConfirmRequest, without_member_1)
         signed = Signed.read(parties.clients[index].handle(request))
         if signed.kind is Kind.CONFIRMED:
             signatures.append((index, signed.signature))
@@ -388,8 +393,10 @@ def test_it_sends_different_u3_to_different_clients(parties: Federation) -> None
 
 
 def test_it_sends_different_u2_to_different_clients(parties: Federation) -> None:
+    """Some mask for a U2 without member 4; the others see it in what those signed with their vectors."""
     server = until(parties, Trip.MASK)
-    for index in range(5):
+    statements = {}
+    for index in range(4):
         request = request_of(server, parties, index)
         if index in (0, 1):  # for these two, member 4 never shared
 
@@ -397,19 +404,59 @@ def test_it_sends_different_u2_to_different_clients(parties: Federation) -> None
                 return replace(mask, u2=mask.u2 - {4}, records=mask.records[:-176])
 
             request = changed(request, MaskRequest, without)
-        server.receive(parties.clients[index].handle(request))
-    server.advance()
-    signatures = []
-    for index in range(5):
-        request = changed(
-            request_of(server, parties, index), ConfirmRequest, lambda item: replace(item, u3=item.u3 - {4})
-        )
-        signed = Signed.read(parties.clients[index].handle(request))
-        if signed.kind is Kind.CONFIRMED:
-            signatures.append((index, signed.signature))
-    attack = UnmaskRequest(transcript=server.cohort.transcript, signatures=tuple(signatures))
+        statements[index] = MaskedAnswer.decode(
+            Signed.read(parties.clients[index].handle(request)).body
+        ).statement
+    confirm = ConfirmRequest(
+        transcript=server.cohort.transcript,
+        members=5,
+        u3=frozenset(range(4)),
+        statements=tuple(statements[index] for index in range(4)),
+    )
     for index in range(4):
-        assert refused(parties, frame(Kind.UNMASK, attack.encode()), index).code == "FT911"
+        refusal = refused(parties, frame(Kind.CONFIRM, confirm.encode()), index)
+        assert refusal.code == "FT909"
+        assert "did not mask for the U2 that this site saw" in refusal.reason
+
+
+def test_it_leaves_out_or_forges_what_a_member_signed_with_its_vector(parties: Federation) -> None:
+    server = until(parties, Trip.CONFIRM)
+    request = request_of(server, parties)
+    fewer = changed(request, ConfirmRequest, lambda item: replace(item, statements=item.statements[1:]))
+    assert "4 statements came for 5 members of U3" in refused(parties, fewer).reason
+    swapped = changed(
+        request_of(server, parties, 1),
+        ConfirmRequest,
+        lambda item: replace(item, statements=item.statements[::-1]),
+    )
+    assert "did not mask for the U2" in refused(parties, swapped, 1).reason
+
+
+def test_above_128_members_it_hides_a_victims_honest_neighbours_from_it_alone(tmp_path: Path) -> None:
+    """The victim would mask with nobody honest, the others would rebuild its b: they refuse to confirm."""
+    parties = federation(tmp_path, 150)
+    server = until(parties, Trip.MASK)
+    hidden = set(server.cohort.neighbours[VICTIM][:40])
+
+    def without(mask: MaskRequest) -> MaskRequest:
+        kept = b"".join(
+            mask.records[176 * at : 176 * at + 176]
+            for at, peer in enumerate(server.cohort.neighbours[VICTIM])
+            if peer not in hidden
+        )
+        return replace(mask, u2=mask.u2 - hidden, records=kept)
+
+    for identity, request in server.requests().items():
+        index = parties.index(identity)
+        crafted = changed(request, MaskRequest, without) if index == VICTIM else request
+        reply = parties.clients[index].handle(crafted)
+        body = Signed.read(reply).body
+        server.collected.masked[index] = MaskedAnswer.decode(body).statement
+    server.advance()
+    around = server.cohort.neighbours[VICTIM]
+    for peer in around:
+        refusal = refused(parties, request_of(server, parties, peer), peer)
+        assert f"member {VICTIM} did not mask for the U2 that this site saw" in refusal.reason
 
 
 def unmask_request(server, parties: Federation, change: Callable) -> bytes:

@@ -10,7 +10,8 @@ from fractions import Fraction
 import pytest
 
 from fedtune.errors import SecureAggregationError
-from fedtune.secagg.graph import COMPLETE_UP_TO, graph_shape, sharing_graph
+from fedtune.secagg.graph import graph_shape, sharing_graph
+from fedtune.secagg.thresholds import COMPLETE_UP_TO
 
 
 def tail(population: int, marked: int, drawn: int, at_least: int) -> Fraction:

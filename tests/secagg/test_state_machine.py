@@ -136,7 +136,7 @@ class Turmoil(RuleBasedStateMachine):
         try:
             self.server.advance()
         except SecureAggregationError as error:
-            assert error.problems[0].code in ("FT920", "FT921")
+            assert error.problems[0].code in ("FT920", "FT921")  # noqa: PT017
             return
         if self.server.trip is Trip.DONE:
             total = self.server.result
@@ -190,7 +190,7 @@ class Turmoil(RuleBasedStateMachine):
             self.server = ServerAttempt.recover(self.path, self.parties.rules(self.number))
         except SecureAggregationError as error:
             assert error.problems[0].code in ("FT920", "FT921")  # noqa: PT017
-            assert before[0] in (Trip.FAILED, Trip.BURNT)  # noqa: PT017
+            assert before[0] in (Trip.FAILED, Trip.BURNT)
             self.next_attempt()
             return
         assert before == (self.server.trip, self.server.outstanding) or before[0] is Trip.DONE

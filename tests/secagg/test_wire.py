@@ -39,8 +39,8 @@ EXAMPLES = [
     ShareRecord(b_commitment=H, key_commitment=H, sealed=os.urandom(112)),
     SharesAnswer(transcript=H, b_commitment=H, records=os.urandom(3 * RECORD_BYTES)),
     MaskRequest(transcript=H, members=11, u2=frozenset({0, 10}), records=os.urandom(RECORD_BYTES)),
-    MaskedAnswer(transcript=H, masked=os.urandom(50)),
-    ConfirmRequest(transcript=H, members=11, u3=frozenset({1})),
+    MaskedAnswer(transcript=H, statement=os.urandom(64), masked=os.urandom(50)),
+    ConfirmRequest(transcript=H, members=11, u3=frozenset({1}), statements=(os.urandom(64),)),
     Confirmation(transcript=H, **SETS),
     UnmaskRequest(transcript=H, signatures=((1, os.urandom(64)), (5, os.urandom(64)))),
     UnmaskedAnswer(
@@ -131,9 +131,9 @@ def test_a_signed_message_of_one_kind_does_not_verify_as_another() -> None:
 def test_a_bitmap_names_members_of_its_cohort_only() -> None:
     with pytest.raises(ValueError, match="outside a cohort of 4"):
         pack_members(frozenset({4}), 4)
-    request = ConfirmRequest(transcript=H, members=4, u3=frozenset({1})).encode()
+    encoded = Confirmation(transcript=H, members=4, u2=frozenset({1}), u3=frozenset({1})).encode()
     with pytest.raises(SecureAggregationError, match="beyond the cohort"):
-        ConfirmRequest.decode(request[:-1] + b"\x12")
+        Confirmation.decode(encoded[:-1] + b"\x12")
 
 
 def test_a_long_reason_is_cut_without_breaking_a_character() -> None:
