@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from fedtune.errors import FedtuneError, Problem
@@ -18,13 +19,11 @@ from fedtune.secagg.checks import check_adverts, check_confirm_set, check_mask_s
 from fedtune.secagg.cohorts import CohortLog
 from fedtune.secagg.encoding import Encoding
 from fedtune.secagg.identity import Identity
-from fedtune.secagg.messages import Advert, Binding, Kind, Refusal, Signed, open_frame
+from fedtune.secagg.messages import Binding, Kind, Refusal, Signed, open_frame
 from fedtune.secagg.policy import Policy
-from fedtune.secagg.primitives import new_private_key, public_key
 from fedtune.secagg.problems import refusal
 from fedtune.secagg.roster import Roster
 from fedtune.secagg.rounding import EncodedUpdate
-from fedtune.secagg.shamir import PRIME
 from fedtune.secagg.spent import SpentJournal
 from fedtune.secagg.states import (
     Advertised,
@@ -38,7 +37,7 @@ from fedtune.secagg.states import (
     State,
     expected_binding,
 )
-from fedtune.secagg.steps import BadShares, confirmed_by, mask, share, unmask
+from fedtune.secagg.steps import BadShares, advertise, confirmed_by, mask, share, unmask
 from fedtune.secagg.thresholds import threshold
 from fedtune.secagg.trips import Confirmation, ConfirmRequest, MaskRequest, ShareRequest, UnmaskRequest
 
@@ -171,18 +170,16 @@ class SecureAggregationClient:
         kind, body = open_frame(request)
         if self._held is None and not isinstance(self._state, (Confirmed, Opened)):
             raise self._nothing_held()
-        if kind is Kind.ADVERTISE:
-            answer = self._advertise(body)
-        elif kind is Kind.SHARE:
-            answer = self._share(body)
-        elif kind is Kind.MASK:
-            answer = self._mask(body)
-        elif kind is Kind.CONFIRM:
-            answer = self._confirm(body)
-        elif kind is Kind.UNMASK:
-            answer = self._unmask(body)
-        else:
+        step = {
+            Kind.ADVERTISE: self._advertise,
+            Kind.SHARE: self._share,
+            Kind.MASK: self._mask,
+            Kind.CONFIRM: self._confirm,
+            Kind.UNMASK: self._unmask,
+        }.get(kind)
+        if step is None:
             raise refusal("FT902", f"a {kind.name.lower()} message is a client's answer, not a request")
+        answer = step(body)
         self._answered = (asked, answer)
         return answer
 
@@ -209,6 +206,15 @@ class SecureAggregationClient:
         else:
             self._state = Idle()
 
+    @contextmanager
+    def _ending_on_failure(self) -> Iterator[None]:
+        """A check that fails ends the attempt; nothing of it is kept for another try."""
+        try:
+            yield
+        except FedtuneError:
+            self._end_attempt()
+            raise
+
     # R0: AdvertiseKeys
     def _advertise(self, body: memoryview) -> bytes:
         held = self._held
@@ -228,26 +234,11 @@ class SecureAggregationClient:
         if asked.attempt <= self._attempt:
             raise refusal("FT902", f"attempt {asked.attempt} is over, the last one was {self._attempt}")
         self._spent.check(held.facts.origin)
-        mask_private, seal_private = new_private_key(PRIME), new_private_key(PRIME)
-        encoded = expected.encode()
-        advert = Advert(
-            binding=encoded,
-            mask_key=public_key(mask_private),
-            seal_key=public_key(seal_private),
-            audit_head=held.facts.audit_head,
-        )
-        signed = Signed.make(self._identity, Kind.ADVERT, advert.encode())
-        self._state = Advertised(
-            binding=expected,
-            encoded_binding=encoded,
-            mask_private=mask_private,
-            seal_private=seal_private,
-            advert=signed,
-        )
+        self._state = advertise(expected, audit_head=held.facts.audit_head, identity=self._identity)
         self._attempt = asked.attempt
         self._attempt_until = self._clock() + self._policy.attempt_seconds
         self._expired = False
-        return signed
+        return self._state.advert
 
     # R1: ShareKeys
     def _share(self, body: memoryview) -> bytes:
@@ -255,7 +246,7 @@ class SecureAggregationClient:
         request = ShareRequest.decode(body)
         if request.binding != state.encoded_binding:
             raise refusal("FT902", "a share request of another attempt came")
-        try:
+        with self._ending_on_failure():
             checked = check_adverts(
                 request.adverts,
                 own=state,
@@ -267,9 +258,6 @@ class SecureAggregationClient:
             self._state, answer = share(
                 state, request.adverts, checked, own=self._identity.public, policy=self._policy
             )
-        except FedtuneError:
-            self._end_attempt()
-            raise
         return Signed.make(self._identity, Kind.SHARES, answer.encode())
 
     # R2: MaskedInputCollection
@@ -277,7 +265,7 @@ class SecureAggregationClient:
         state = self._require(Shared, Kind.MASK)
         request = MaskRequest.decode(body)
         self._same_transcript(request.transcript, state.attempt.transcript)
-        try:
+        with self._ending_on_failure():
             check_mask_set(
                 request.u2,
                 request.members,
@@ -286,9 +274,6 @@ class SecureAggregationClient:
                 policy=self._policy,
             )
             self._state, answer = mask(state, request, self._holding().update, identity=self._identity)
-        except FedtuneError:
-            self._end_attempt()
-            raise
         return Signed.make(self._identity, Kind.MASKED, answer.encode())
 
     # R3: ConsistencyCheck, and the point of no return
@@ -298,7 +283,7 @@ class SecureAggregationClient:
         attempt = state.attempt
         self._same_transcript(request.transcript, attempt.transcript)
         facts = self._holding().facts
-        try:
+        with self._ending_on_failure():
             check_confirm_set(
                 request.u3,
                 request.members,
@@ -316,9 +301,6 @@ class SecureAggregationClient:
             self._spent.spend(
                 facts.origin, run=facts.run, round_number=facts.round, attempt=attempt.binding.attempt
             )
-        except FedtuneError:
-            self._end_attempt()
-            raise
         self._held = None
         self._state = Confirmed(attempt=attempt, u2=state.u2, u3=request.u3, b=state.b, dealt=state.dealt)
         confirmation = Confirmation(
@@ -332,11 +314,8 @@ class SecureAggregationClient:
         request = UnmaskRequest.decode(body)
         self._same_transcript(request.transcript, state.attempt.transcript)
         needed = max(threshold(state.attempt.members), self._policy.k_min)
-        try:
+        with self._ending_on_failure():
             confirmed_by(state, request.signatures, needed=needed)
-        except FedtuneError:
-            self._end_attempt()
-            raise
         answer = unmask(state)
         self._state = Opened(transcript=state.attempt.transcript)
         return Signed.make(self._identity, Kind.UNMASKED, answer.encode())

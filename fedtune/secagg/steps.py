@@ -19,9 +19,9 @@ from fedtune.secagg.derivation import KeySchedule, share_commitment, transcript_
 from fedtune.secagg.graph import sharing_graph
 from fedtune.secagg.identity import Identity, verify
 from fedtune.secagg.masks import Mask, Prg, add_masks, pair_sign
-from fedtune.secagg.messages import Kind, signature_purpose
+from fedtune.secagg.messages import Advert, Binding, Kind, Signed, signature_purpose
 from fedtune.secagg.policy import Policy
-from fedtune.secagg.primitives import Agreement, new_private_key, open_sealed, seal
+from fedtune.secagg.primitives import Agreement, new_private_key, open_sealed, public_key, seal
 from fedtune.secagg.problems import problem, refusal
 from fedtune.secagg.rounding import EncodedUpdate
 from fedtune.secagg.shamir import PRIME, SHARE_BYTES, deal
@@ -40,7 +40,7 @@ from fedtune.secagg.trips import (
     masked_under,
 )
 
-__all__ = ["BadShares", "confirmed_by", "mask", "masked_bytes", "share", "unmask"]
+__all__ = ["BadShares", "advertise", "confirmed_by", "mask", "masked_bytes", "share", "unmask"]
 
 
 class BadShares(SecureAggregationError):
@@ -57,6 +57,25 @@ class BadShares(SecureAggregationError):
 
 def _sealing_context(transcript: bytes, sender: bytes, receiver: bytes) -> bytes:
     return canonical(transcript, sender, receiver)
+
+
+def advertise(binding: Binding, *, audit_head: bytes, identity: Identity) -> Advertised:
+    """R0 (AdvertiseKeys): two fresh key pairs for one attempt, signed together with what it is about."""
+    mask_private, seal_private = new_private_key(PRIME), new_private_key(PRIME)
+    encoded = binding.encode()
+    advert = Advert(
+        binding=encoded,
+        mask_key=public_key(mask_private),
+        seal_key=public_key(seal_private),
+        audit_head=audit_head,
+    )
+    return Advertised(
+        binding=binding,
+        encoded_binding=encoded,
+        mask_private=mask_private,
+        seal_private=seal_private,
+        advert=Signed.make(identity, Kind.ADVERT, advert.encode()),
+    )
 
 
 def share(
