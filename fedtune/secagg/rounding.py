@@ -28,7 +28,7 @@ _SIGNED: Final[dict[int, np.dtype[Any]]] = {16: np.dtype("<i2"), 32: np.dtype("<
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedUpdate:
-    """An update as ring elements, not yet masked; made by `encode_update` alone.
+    """An update as ring elements, not yet masked; `encode_update` makes it.
 
     Attributes:
         encoding_hash: The rules it was made by.
