@@ -9,11 +9,14 @@ Read in this order::
 
     problems    canonical   wire        codes and their fixes; one encoding for hashes; a strict parser
     primitives  identity    masks       shamir          the cryptography
-    encoding    rounding    layout      bounds -> integers of a ring, and the proof that no sum overflows
-    thresholds  graph       policy      how many must stay, who shares with whom, what a site insists on
-    roster      pinning     spent       cohorts         what a site keeps on its disk: never a secret
-    messages    derivation  sets        the bytes of every trip, and the keys behind them
-    client      checks      steps       one explicit state machine for a site ...
-    server      unmasking   journal     ... and one for the coordinator
-    bench                               the figures, beside Flower's SecAgg+
+    layout      encoding    rounding    bounds -> integers of a ring, and the proof that no sum overflows
+    thresholds  graph       promise     policy          how many must stay, who shares with whom, what is held
+    roster      pinning     spent       cohorts  ledger what a site keeps on its disk: never a secret
+    hashes      broadcast   derivation                  what an attempt is bound to, and the keys behind it
+    messages    trips                                   the bytes of every trip
+    states      checks      steps       client          one explicit state machine for a site ...
+    collected   requests    intake      closing
+    unmasking   server      rounds      journal
+    transcript                                          ... and one for the coordinator
+    bench       bench_peer  bench_parties               the figures, beside Flower's SecAgg+
 """

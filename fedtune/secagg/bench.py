@@ -60,7 +60,7 @@ def bench_secagg(*, scale: bool) -> Figures:
     figures: Figures = {}
     if scale:  # first, so that its peak of memory is its own
         figures |= _scale(clients=1000, parameters=100_000, dropped=50)
-    figures |= _masking(parameters=PARAMETERS, repeats=5)
+    figures |= _masking(parameters=PARAMETERS, repeats=7)
     figures |= _wire(parameters=PARAMETERS)
     figures |= _errors(parameters=100_000)
     for members, repeats in ((10, 5), (100, 3)):
