@@ -126,11 +126,14 @@ def test_export_merged_is_the_base_with_the_adapter(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    from fedtune.models.messages import without_peft_warnings
+
     target = tmp_path / "merged"
     assert printed_json(capsys, "export", str(tiny_run.path), str(target), "--merged")["merged"]
     tokens = torch.arange(40).reshape(1, -1)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
-    expected = PeftModel.from_pretrained(base, tiny_run.path / "adapter")(tokens).logits
+    with without_peft_warnings():
+        expected = PeftModel.from_pretrained(base, tiny_run.path / "adapter")(tokens).logits
     merged = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)(tokens).logits
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
 
