@@ -6,8 +6,13 @@ import os
 
 import numpy as np
 import pytest
+from support.secure_sum import federation
 
 from fedtune.secagg.masks import CHUNK_BYTES, PRGS, Mask, add_masks, keystream, pair_sign
+from fedtune.secagg.messages import Kind, Signed
+from fedtune.secagg.policy import Policy
+from fedtune.secagg.rounds import finish_attempt
+from fedtune.secagg.trips import MaskedAnswer
 
 DTYPES = ["<u2", "<u4", "<u8"]
 
@@ -51,19 +56,37 @@ def test_the_two_ends_of_a_pair_have_opposite_signs() -> None:
 
 
 @pytest.mark.parametrize("prg", PRGS)
-def test_a_masked_vector_is_uniform_over_the_ring(prg) -> None:
-    """Chi-squared over 256 cells of the high byte, and over each bit; the input is constant.
+def test_the_masked_vector_that_a_client_sends_is_uniform_over_the_ring(tmp_path, prg) -> None:
+    """Chi-squared over 256 cells of every byte, the share of ones, and the correlation of neighbours.
 
     With 255 degrees of freedom the statistic has mean 255 and deviation 22.6: six of them are 391, which a
-    uniform vector exceeds once in some millions of runs.
+    uniform vector exceeds once in some millions of runs. The updates are clipped to a narrow bound, so an
+    unmasked vector fails by orders of magnitude.
     """
-    vector, lanes = np.full(1_000_000, 12345, dtype="<u4"), np.zeros(1, dtype=np.uint64)
-    add_masks(vector, lanes, [Mask(key=os.urandom(32), sign=1) for _ in range(3)], prg=prg)
+    parties = federation(tmp_path, 3, size=300_000, policy=Policy(k_min=3, prg=prg))
+    sent = []
+
+    def keep(requests):
+        for reply in parties.send()(requests):
+            signed = Signed.read(reply)
+            if signed.kind is Kind.MASKED:
+                sent.append(np.frombuffer(MaskedAnswer.decode(signed.body).masked[:1_200_000], "<u4"))
+            yield reply
+
+    finish_attempt(parties.attempt(), keep)
+    for vector in sent:
+        assert not looks_biased(vector)
+    assert looks_biased(parties.updates[0].vector)
+
+
+def looks_biased(vector: np.ndarray) -> bool:
+    expected = len(vector) / 256
     for shift in (0, 8, 16, 24):
         counts = np.bincount((vector >> shift) & 255, minlength=256)
-        expected = len(vector) / 256
-        assert ((counts - expected) ** 2 / expected).sum() < 391
+        if ((counts - expected) ** 2 / expected).sum() > 391:
+            return True
     ones = np.unpackbits(vector.view(np.uint8)).mean()
-    assert abs(ones - 0.5) < 6 * 0.5 / np.sqrt(32e6)
     correlation = np.corrcoef(vector[:-1].astype(float), vector[1:].astype(float))[0, 1]
-    assert abs(correlation) < 6 / np.sqrt(1e6)
+    return bool(
+        abs(ones - 0.5) > 3 / np.sqrt(32 * len(vector)) or abs(correlation) > 6 / np.sqrt(len(vector))
+    )
