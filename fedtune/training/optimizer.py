@@ -20,8 +20,8 @@ def make_optimizer(parameters: Sequence[torch.nn.Parameter], config: TrainingCon
     Args:
         parameters: The tensors to train, of one type, on one device.
         config: ``optimizer``: ``adamw`` (8 bytes of state a value, 16 in float64), or ``adamw8bit`` (about 2
-            bytes a value, block-wise quantized; tensors below 4,096 values keep 32-bit states: Dettmers et
-            al., "8-bit Optimizers", 2022, section 2). ``weight_decay``.
+            bytes a value, quantized block-wise: Dettmers et al., "8-bit Optimizers", 2022, section 2.1;
+            bitsandbytes keeps 32-bit states for tensors below 4,096 values). ``weight_decay``.
     """
     if config.optimizer == "adamw8bit":
         # A heavy import that plain AdamW has no use for.
