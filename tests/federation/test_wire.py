@@ -61,7 +61,10 @@ def test_a_failure_is_told_from_a_reply() -> None:
     assert parse_reply(message(content(REPLY)), TrainReply) == REPLY
 
 
-@given(text=st.text(max_size=200) | JSON.map(json.dumps), kind=st.sampled_from([TrainRequest, TrainReply, Failure]))
+@given(
+    text=st.text(max_size=200) | JSON.map(json.dumps),
+    kind=st.sampled_from([TrainRequest, TrainReply, Failure]),
+)
 def test_any_text_gives_an_update_error_or_a_valid_body(text: str, kind: type) -> None:
     with suppress(UpdateError):
         assert isinstance(parse(with_json(text), kind), kind)
