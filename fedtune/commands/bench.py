@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"bench": arguments.name, "figures": figures, "machine": machine_facts()})
     for key, value in figures.items():
-        say(f"{key:<24} {value:.3f}")
+        say(f"{key:<27} {value:.4g}")
     return 0
 
 

@@ -41,8 +41,10 @@ def memory(config: Config) -> Finding:
 
     from fedtune.models.estimate import estimate  # noqa: PLC0415
 
-    free_mib = psutil.virtual_memory().available / _MIB
-    needed_mib = estimate(config).total_mib
+    found = estimate(config)
+    # What this process holds is free again when it has ended.
+    free_mib = psutil.virtual_memory().available / _MIB + found.libraries_mib
+    needed_mib = found.total_mib
     text = f"{free_mib:,.0f} MiB free, {config.name} is estimated to take {needed_mib:,.0f} MiB"
     if free_mib < needed_mib:
         return failed(
