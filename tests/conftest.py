@@ -17,3 +17,17 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from support.tiny_model import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_cache() -> Path:
+    """The machine's own model cache, with SmolLM2-135M converted in it: 25 s once, then nothing."""
+    from support.model_settings import SMOLLM2, model_config
+
+    from fedtune.models.cache import cache_folder
+    from fedtune.models.gguf import converted
+    from fedtune.models.resolve import resolve
+
+    settings = model_config(SMOLLM2)
+    converted(resolve(settings).path, cache_folder(settings))
+    return cache_folder(settings)

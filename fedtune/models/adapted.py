@@ -18,7 +18,7 @@ from fedtune.errors import ModelError, Problem
 from fedtune.models.adapter import FACTORS, Adapter, AdapterSpec, Factor
 from fedtune.models.architecture import architecture, check_quantization, count_parameters, skeleton
 from fedtune.models.base import load_base, read_tokenizer
-from fedtune.models.hardware import resolve_device
+from fedtune.models.hardware import resolve_device, return_freed_memory
 from fedtune.models.lora import adapter_parameters, add_lora, check_targets, spec_of
 
 __all__ = [
@@ -167,6 +167,8 @@ def load_adapted_model(model: ModelConfig, peft: PeftConfig, *, gradient_checkpo
     tokenizer = load_tokenizer(model)
     base = load_base(model)
     if gradient_checkpointing:
+        if base.device == "cpu":
+            return_freed_memory()
         base.model.activation_checkpointing_enable({"use_reentrant": False})
         # Only reentrant checkpointing needs the embeddings' output to require a gradient.
         base.model.disable_input_require_grads()  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from functools import lru_cache
@@ -15,11 +16,21 @@ import torch
 from fedtune.config.schema import ModelConfig
 from fedtune.errors import MachineError, ModelError, Problem
 
-__all__ = ["compute_dtype", "machine_facts", "physical_cores", "resolve_device", "set_threads"]
+__all__ = [
+    "compute_dtype",
+    "machine_facts",
+    "physical_cores",
+    "resolve_device",
+    "return_freed_memory",
+    "set_threads",
+]
 
 # Instructions that multiply bfloat16 matrices. Without them each product is converted to float32 and back,
 # and a step takes 3 to 4 times as long as in float32.
 _BF16_CPU_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
+
+_M_MMAP_THRESHOLD = -3  # of glibc's mallopt(3)
+_OWN_MAPPING_BYTES = 2**20
 
 _VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "flwr")
 
@@ -102,6 +113,18 @@ def set_threads(threads: int | None) -> int:
     if torch.get_num_threads() != chosen:
         torch.set_num_threads(chosen)
     return chosen
+
+
+def return_freed_memory() -> bool:
+    """Let this process give large tensors back to the system when they are freed; returns whether it can.
+
+    glibc keeps them in its heap, where an aligned block of the same size seldom fits the hole again: of
+    SmolLM2-135M with 1,024 tokens and gradient checkpointing, a step peaked at 2,300 MiB, and at 1,290 MiB
+    with this. New mappings cost a tenth to a fifth more processor time, so it is for those who ask for less
+    memory. It holds for the rest of the process. Other C libraries have no such switch and are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES) == 1
 
 
 def machine_facts() -> dict[str, str | int | None]:

@@ -83,3 +83,8 @@ def test_machine_facts_are_plain_and_name_nobody() -> None:
     said = json.dumps(facts)
     for secret in (platform.node(), os.path.expanduser("~")):
         assert len(secret) < 3 or secret not in said
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a switch of glibc")
+def test_freed_memory_can_be_returned_where_the_c_library_is_glibc() -> None:
+    assert hardware.return_freed_memory()
