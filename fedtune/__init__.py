@@ -9,10 +9,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-# Read by OpenMP when torch is loaded, so it is set before. By default threads that wait for each other spin;
-# where another process wants the cores, each of a step's thousands of waits then costs a time slice: training
-# beside one busy process took 5 to 20 times as long. Sleeping costs nothing measurable on an idle machine.
+# Read by the libraries under torch when they are loaded, so set before. Whoever sets them keeps his value.
+#
+# Threads that wait for each other spin by default; where another process wants the cores, each of a step's
+# thousands of waits then costs a time slice: training beside one busy process took 5 to 20 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# oneDNN and torch's layer above it keep code for the last 1,024 shapes each. Packed rows have a new length in
+# every step, and each cost 9 MiB that no later step used; one step needs some twenty.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
 
 if TYPE_CHECKING:
     from fedtune.simulation.simulate import Run, simulate

@@ -33,7 +33,7 @@ from fedtune.federation.wire import (
     parse,
 )
 from fedtune.models.adapter import FACTORS
-from fedtune.models.hardware import set_threads
+from fedtune.models.hardware import release_memory, set_threads
 from fedtune.training.train import train
 from fedtune.training.walk import examples_for_round
 from fedtune.updates.codec import from_arrays, to_arrays
@@ -73,6 +73,8 @@ def build_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
                 # Its words may quote a record: they stay here, and only the type leaves.
                 logger.exception("%s failed at %s", name, message.metadata.message_type)
                 failure = Failure(site=name, code="FT609", reason=f"Unexpected {type(error).__name__}.")
+            finally:
+                release_memory()
             return Message(content(failure), reply_to=message)
 
         return answer
