@@ -37,7 +37,7 @@ def test_every_requirement_is_pinned_within_its_range(group: str) -> None:
 
 
 def needed() -> set[str]:
-    """Everything that installing fedtune with all its extras installs, by the metadata of what is installed."""
+    """Everything that installing fedtune with all its extras installs, by the installed metadata."""
     found: set[tuple[str, str]] = set()
     roots = [*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())]
     waiting = [Requirement(root) for root in roots]
