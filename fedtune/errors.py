@@ -63,9 +63,7 @@ class FedtuneError(Exception):
     exit_code = 1
 
     def __init__(self, problems: Problem | Sequence[Problem]) -> None:
-        self.problems: tuple[Problem, ...] = (
-            (problems,) if isinstance(problems, Problem) else tuple(problems)
-        )
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         if not self.problems:
             raise ValueError("an error needs at least one problem, got none")
         super().__init__("\n".join(str(problem) for problem in self.problems))

@@ -74,7 +74,7 @@ def run_baseline(sites: VirtualSites, baseline: Baseline) -> BaselineFinished:
         total_steps=steps,
         seed=derive_seed(config.seed, "baseline", kind, name),
     )
-    losses = {
+    losses: dict[str, float | None] = {
         site.name: held_out_loss(
             model, site.held_out, microbatch_tokens=config.evaluation.microbatch_tokens
         ).loss
