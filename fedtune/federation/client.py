@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 import fedtune
 from fedtune.data.seeds import derive_seed
-from fedtune.errors import FedtuneError, Problem, TrainingError
+from fedtune.errors import DataError, FedtuneError, Problem, TrainingError
 from fedtune.evaluation.loss import held_out_loss
 from fedtune.federation.site import Site, WalkPosition
 from fedtune.federation.wire import (
@@ -64,9 +64,8 @@ def build_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
                 set_threads(site.threads)
                 return handle(message, site)
             except FedtuneError as error:
-                problem = error.problems[0]
-                logger.warning("%s refused %s: %s", name, message.metadata.message_type, error)
-                failure = Failure(site=name, code=problem.code, reason=problem.what)
+                logger.info("%s could not do %s: %s", name, message.metadata.message_type, error)
+                failure = Failure(site=name, code=error.problems[0].code, reason=_reason(error))
             except MemoryError:
                 failure = Failure(site=name, code="FT610", reason="The site ran out of memory.")
             except Exception as error:
@@ -84,6 +83,13 @@ def build_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
     app.train()(answering(_train))
     app.evaluate()(answering(_evaluate))
     return app
+
+
+def _reason(error: FedtuneError) -> str:
+    """Say what went wrong without quoting a row: problems of data may show its beginning."""
+    if isinstance(error, DataError):
+        return f"Its data has {len(error.problems)} problems; its own log lists them."
+    return error.problems[0].what
 
 
 def _hello(message: Message, site: Site) -> Message:

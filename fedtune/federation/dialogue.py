@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,8 +15,6 @@ from fedtune.federation.wire import Body, EvaluateReply, Failure, HelloReply, Tr
 from fedtune.observability.events import ClientFailed, Event
 
 __all__ = ["Dialogue", "Stage"]
-
-logger = logging.getLogger(__name__)
 
 Stage = Literal["hello", "train", "evaluate"]
 MESSAGE_TYPES: Mapping[Stage, str] = {"hello": "query.hello", "train": "train", "evaluate": "evaluate"}
@@ -115,7 +112,6 @@ class Dialogue:
 
     def fail(self, stage: Stage, round_number: int, name: str, code: str, reason: str) -> None:
         """Record that a site failed, and why."""
-        logger.info("round %d: %s failed at %s: %s %s", round_number, name, stage, code, reason)
         failure = ClientFailed(round=round_number, client=name, stage=stage, code=code, reason=reason)
         self.failures.append(failure)
         self.record(failure)

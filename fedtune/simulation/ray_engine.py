@@ -34,7 +34,7 @@ from fedtune.models.hardware import physical_cores
 from fedtune.observability.events import Event, RoundFinished, RunFinished, Split, parse_event
 from fedtune.simulation.bundle import write_bundle
 
-__all__ = ["run_on_ray"]
+__all__ = ["require_ray", "run_on_ray"]
 
 START_SECONDS = 60.0
 QUIET = {
@@ -46,6 +46,23 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "NO_COLOR": "1",
 }
+
+
+def require_ray() -> None:
+    """Refuse to begin where Ray is missing.
+
+    Raises:
+        MachineError: FT810.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MachineError(
+            Problem(
+                code="FT810",
+                what="backend=ray needs Ray, which is not installed.",
+                where="backend.name",
+                fix='Run: pip install "flwr[simulation]", or use backend=inprocess.',
+            )
+        )
 
 
 def run_on_ray(
@@ -66,18 +83,8 @@ def run_on_ray(
         observers: Called with each event that the run writes.
 
     Raises:
-        MachineError: FT810, Ray is not installed.
         FederationError: FT608, the engine ended without finishing the rounds; its log is named.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise MachineError(
-            Problem(
-                code="FT810",
-                what="backend=ray needs Ray, which is not installed.",
-                where="backend.name",
-                fix='Run: pip install "flwr[simulation]", or use backend=inprocess.',
-            )
-        )
     home = folder / "flower"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)

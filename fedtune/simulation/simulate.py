@@ -46,7 +46,7 @@ from fedtune.observability.run_directory import RunDirectory, events_path
 from fedtune.observability.summary import summarise
 from fedtune.simulation.baselines import missing_baselines, run_baseline
 from fedtune.simulation.grid import InProcessGrid
-from fedtune.simulation.ray_engine import run_on_ray
+from fedtune.simulation.ray_engine import require_ray, run_on_ray
 from fedtune.simulation.samples import generate_samples
 from fedtune.simulation.sites import VirtualSites, load_sites
 from fedtune.training.train import StepReport
@@ -110,6 +110,8 @@ def simulate(overrides: Sequence[str] = (), *, observers: Sequence[Observer] = (
     started = time.time()
     config = compose(overrides)
     config = replace(config, runs_dir=str(Path(config.runs_dir).absolute()))
+    if config.backend.name == "ray":
+        require_ray()
     sites = load_sites(config)
     path = Path(config.runs_dir) / config.name
     session = _Session(

@@ -84,6 +84,21 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit(tiny_overrides: Overri
     assert any(not np.array_equal(adapter(runs[0])[name], adapter(other)[name]) for name in adapter(other))
 
 
+def test_other_threads_and_batch_shapes_differ_by_rounding_alone(tiny_overrides: Overrides) -> None:
+    exact = {"model__compute_dtype": "float64", "evaluation__generations": 0}
+    one = adapter(fedtune.simulate(tiny_overrides(name="one", **exact)).path)
+    others = {
+        "threads": {"training__threads": 2},
+        "bins": {"training__microbatch_tokens": 96},
+        "padded": {"training__packing": "false"},
+    }
+    for name, changed in others.items():
+        other = adapter(fedtune.simulate(tiny_overrides(name=name, **exact, **changed)).path)
+        for tensor in one:
+            assert other[tensor].dtype == np.float64
+            assert np.abs(other[tensor] - one[tensor]).max() <= 1e-9, (name, tensor)
+
+
 @pytest.mark.parametrize("method", ["fedavg", "ffa", "alternating"])
 def test_exact_methods_have_no_aggregation_error(tiny_overrides: Overrides, method: str) -> None:
     summary = fedtune.simulate(tiny_overrides(aggregation=method, evaluation__generations=0)).summary
