@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.processes import hears_ctrl_c
 
 from fedtune import cli
 
@@ -196,6 +197,7 @@ def test_ctrl_c_keeps_complete_rounds_and_says_how_to_go_on(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hears_ctrl_c,  # noqa: PLW1509
     )
     checkpoint = tmp_path / "stopped" / "checkpoints" / "0002"
     deadline = time.monotonic() + 120

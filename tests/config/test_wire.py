@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from typing import Any
 
 import pytest
@@ -188,4 +187,4 @@ def test_yaml_is_plain_and_in_the_order_of_the_schema() -> None:
     assert list(values) == list(Config.__dataclass_fields__)
     assert list(values["peft"]) == list(PeftConfig.__dataclass_fields__)
     assert list(values["training"]) == list(TrainingConfig.__dataclass_fields__)
-    assert math.isclose(values["training"]["learning_rate"], 1e-3)
+    assert values["training"]["learning_rate"] == DEMO.training.learning_rate

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from support.processes import hears_ctrl_c
 
 import fedtune
 from fedtune.errors import ConfigError, DataError, FederationError, RunError
@@ -129,7 +130,12 @@ def test_a_cohort_smaller_than_the_federation_evaluates_everywhere(tiny_override
 
 def run_in_process(overrides: list[str]) -> subprocess.Popen[bytes]:
     code = f"import fedtune; fedtune.simulate({overrides!r})"
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=hears_ctrl_c,  # noqa: PLW1509
+    )
 
 
 def wait_for(log: Path, wanted: str, process: subprocess.Popen[bytes]) -> None:
