@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 # Threads that wait for each other spin by default; where another process wants the cores, each of a step's
 # thousands of waits then costs a time slice: training beside one busy process took 5 to 20 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# numpy's OpenBLAS spins too; the aggregation-error meter took 0.4 s a round alone and 6 s beside others.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # oneDNN and torch's layer above it keep code for the last 1,024 shapes each. Packed rows have a new length in
 # every step, and each cost 9 MiB that no later step used; one step needs some twenty.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
