@@ -32,3 +32,13 @@ def test_libraries_are_told_before_they_load_and_own_values_are_kept(own: str | 
     values, loaded = json.loads(done.stdout)
     assert loaded == []
     assert values == ([own] * len(NAMES) if own else ["passive", "1", "64", "64"])
+
+
+def test_the_screen_stays_free_of_advice_about_a_kernel_that_is_never_used() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import fedtune.simulation.simulate, bitsandbytes"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")

@@ -119,6 +119,19 @@ def _data(config: Config) -> Iterator[Finding]:
             "data.held_out_fraction",
             "set data.held_out_fraction below 1, such as 0.05",
         )
+    elif data.held_out_fraction >= 0.5 and data.held_out_max_rows > 0 and data.validation_max_rows > 0:
+        yield (
+            f"data.held_out_fraction is {data.held_out_fraction} and bounds held-out and validation rows "
+            "alike: together they would be every row of a small site",
+            "data.held_out_fraction, data.validation_max_rows",
+            "set data.held_out_fraction below 0.5, or data.validation_max_rows=0",
+        )
+    if config.evaluation.rows == "validation" and data.validation_max_rows == 0:
+        yield (
+            "evaluation.rows is validation, but data.validation_max_rows is 0: nothing would be tested",
+            "evaluation.rows, data.validation_max_rows",
+            "set data.validation_max_rows=40, or evaluation.rows=held_out",
+        )
     for key, budget in (
         ("training.microbatch_tokens", config.training.microbatch_tokens),
         ("evaluation.microbatch_tokens", config.evaluation.microbatch_tokens),
@@ -225,6 +238,12 @@ def _backend(config: Config) -> Iterator[Finding]:
             "baselines names the same baseline twice",
             "baselines",
             "name each once: baselines=[local,centralized]",
+        )
+    for kind in sorted(set(config.baseline_learning_rates) - set(config.baselines)):
+        yield (
+            f"baseline_learning_rates.{kind} would be ignored: baselines does not name {kind}",
+            "baseline_learning_rates, baselines",
+            f"add {kind} to baselines, or leave its rate out",
         )
 
 

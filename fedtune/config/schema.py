@@ -89,6 +89,14 @@ class DataConfig:
     held_out_max_rows: NonNegativeInt
     """Upper bound on a site's held-out rows."""
 
+    validation_max_rows: NonNegativeInt
+    """Upper bound on a site's validation rows: as many as its held-out rows at most, other rows, and never
+    trained on either; settings can be chosen by them and then be reported on the held-out rows."""
+
+    held_out_seed: Seed | None
+    """Seed that draws held-out and validation rows; null takes the run's, and another number keeps the
+    rows the same over runs of other seeds."""
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PartitionConfig:
@@ -216,6 +224,9 @@ class EvaluationConfig:
     """Held-out evaluation at every site after each n-th round, before the first and after the last;
     0 evaluates only before the first and after the last."""
 
+    rows: Literal["held_out", "validation"]
+    """The rows that every evaluation of the run uses, its baselines' too."""
+
     microbatch_tokens: Annotated[int, Field(ge=8)]
     """Most tokens in one forward pass of an evaluation."""
 
@@ -253,6 +264,9 @@ class Config:
 
     baselines: tuple[Literal["local", "centralized"], ...]
     """Trained beside the federation with the same budget of steps, for comparison."""
+
+    baseline_learning_rates: dict[Literal["local", "centralized"], PositiveFloat]
+    """Peak learning rates of baselines that have their own; the others take the federation's."""
 
     model: ModelConfig
     data: DataConfig

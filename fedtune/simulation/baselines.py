@@ -1,17 +1,20 @@
 """What to compare a federation with: each site alone, and all rows in one place.
 
-Both get the federation's budget of optimizer steps and its settings. ``local`` trains one adapter for each
-site, for as many steps as that site took in the federation, and tests it on that site's held-out rows.
-``centralized`` trains one adapter on the pooled rows, for as many steps as all sites took together, and
-tests it at every site. Both train A and B.
+Both get the federation's budget of optimizer steps and its settings, but a learning rate of their own where
+``baseline_learning_rates`` names one. ``local`` trains one adapter for each site, for as many steps as that
+site took in the federation, and tests it on that site's held-out rows. ``centralized`` trains one adapter
+on the pooled rows, for as many steps as all sites took together, and tests it at every site. Both train A
+and B.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
+from fedtune.config.schema import Config
 from fedtune.data.seeds import derive_seed
 from fedtune.data.tokenize import TokenizedExample
 from fedtune.evaluation.loss import held_out_loss
@@ -43,6 +46,11 @@ def missing_baselines(sites: VirtualSites, events: Iterable[Event]) -> list[Base
     ]
 
 
+def baseline_learning_rate(config: Config, kind: Literal["local", "centralized"]) -> float:
+    """Return the peak learning rate of a kind of baseline."""
+    return config.baseline_learning_rates.get(kind, config.training.learning_rate)
+
+
 def run_baseline(sites: VirtualSites, baseline: Baseline) -> BaselineFinished:
     """Train and test one baseline, from the same seeded start as the federation."""
     kind, index = baseline
@@ -68,7 +76,7 @@ def run_baseline(sites: VirtualSites, baseline: Baseline) -> BaselineFinished:
     train(
         model,
         [[rows[row] for row in step] for step in walk.steps],
-        config=config.training,
+        config=replace(config.training, learning_rate=baseline_learning_rate(config, kind)),
         factors=FACTORS,
         first_step=0,
         total_steps=steps,

@@ -81,9 +81,9 @@ class VirtualSites:
         return self.config.training.threads or max(1, physical_cores() // share)
 
     def held_out_examples(self, index: int) -> list[Example]:
-        """Return the held-out rows of a site, before tokenization."""
+        """Return the rows that a site is tested on, before tokenization."""
         rows = self.partition.indices[index]
-        return [self.examples[rows[row]] for row in self._split(index).held_out]
+        return [self.examples[rows[row]] for row in self._tested(self._split(index))]
 
     def split(self) -> Split | None:
         """Return how many rows of each label each site has, for the report."""
@@ -99,7 +99,7 @@ class VirtualSites:
             rows, split = self.partition.indices[index], self._split(index)
             self._tokenized[index] = (
                 self._tokenize(rows[split.train]),
-                self._tokenize(rows[split.held_out]),
+                self._tokenize(rows[self._tested(split)]),
             )
         return self._tokenized[index]
 
@@ -110,6 +110,9 @@ class VirtualSites:
             seed=self.config.seed,
             site=self.partition.names[index],
         )
+
+    def _tested(self, split: HeldOutSplit) -> np.ndarray:
+        return split.validation if self.config.evaluation.rows == "validation" else split.held_out
 
     def _tokenize(self, rows: np.ndarray) -> list[TokenizedExample]:
         return tokenize_all(

@@ -32,6 +32,21 @@ IMPOSSIBLE = [
     (["data.columns={instructon: q}"], "'instructon'|\"instructon\"", ["~data.columns.instructon"]),
     (["data.held_out_fraction=1"], "hold out every row", ["data.held_out_fraction=0.05"]),
     (
+        ["data.held_out_fraction=0.5", "data.validation_max_rows=4"],
+        "together they would be every row",
+        ["data.held_out_fraction=0.49", "data.validation_max_rows=4"],
+    ),
+    (
+        ["evaluation.rows=validation"],
+        "nothing would be tested",
+        ["evaluation.rows=validation", "data.validation_max_rows=4"],
+    ),
+    (
+        ["baseline_learning_rates={local: 1e-3}"],
+        "baselines does not name local",
+        ["baseline_learning_rates={local: 1e-3}", "baselines=[local]"],
+    ),
+    (
         ["data.max_tokens=600"],
         "data.max_tokens=600 does not fit into training.microbatch_tokens=512",
         ["training.microbatch_tokens=600", "evaluation.microbatch_tokens=600"],

@@ -15,17 +15,39 @@ from fedtune.data.partition import split_held_out
     n_rows=st.integers(min_value=0, max_value=400),
     hundredths=st.integers(min_value=0, max_value=100),
     most=st.integers(min_value=0, max_value=50),
+    validation=st.integers(min_value=0, max_value=50),
     site=st.text(max_size=8),
 )
-def test_held_out_and_training_rows_are_disjoint_and_together_all(
-    n_rows: int, hundredths: int, most: int, site: str
+def test_training_held_out_and_validation_rows_are_disjoint_and_together_all(
+    n_rows: int, hundredths: int, most: int, validation: int, site: str
 ) -> None:
-    data = data_config(held_out_fraction=hundredths / 100, held_out_max_rows=most)
+    data = data_config(
+        held_out_fraction=hundredths / 100, held_out_max_rows=most, validation_max_rows=validation
+    )
     split = split_held_out(n_rows, data, seed=5, site=site)
-    assert sorted([*split.train.tolist(), *split.held_out.tolist()]) == list(range(n_rows))
-    assert len(split.held_out) == min(most, n_rows * hundredths // 100)
-    assert split.train.tolist() == sorted(split.train.tolist())
-    assert split.held_out.tolist() == sorted(split.held_out.tolist())
+    parts = [part.tolist() for part in (split.train, split.held_out, split.validation)]
+    assert sorted(row for part in parts for row in part) == list(range(n_rows))
+    assert parts == [sorted(part) for part in parts]
+    held_out = min(most, n_rows * hundredths // 100)
+    assert len(split.held_out) == held_out
+    assert len(split.validation) == min(held_out, validation, n_rows - held_out)
+
+
+def test_validation_rows_come_from_training_and_leave_the_held_out_rows_as_they_were() -> None:
+    without = split_held_out(200, data_config(held_out_fraction=0.2), seed=0, site="a")
+    with_some = split_held_out(
+        200, data_config(held_out_fraction=0.2, validation_max_rows=10), seed=0, site="a"
+    )
+    assert np.array_equal(without.held_out, with_some.held_out)
+    assert set(with_some.validation) <= set(without.train)
+
+
+def test_with_a_seed_of_their_own_the_held_out_rows_are_the_same_in_runs_of_other_seeds() -> None:
+    data = data_config(held_out_fraction=0.2, held_out_seed=7)
+    first, second = (split_held_out(200, data, seed=seed, site="a") for seed in (0, 1))
+    assert np.array_equal(first.held_out, second.held_out)
+    plain = split_held_out(200, data_config(held_out_fraction=0.2), seed=7, site="a")
+    assert np.array_equal(first.held_out, plain.held_out)
 
 
 @pytest.mark.parametrize("fraction", [0.29, 0.57, 0.58, 1e-05, 0.07])

@@ -287,3 +287,27 @@ def test_ray_and_in_process_give_the_same_adapter_bit_for_bit(tiny_overrides: Ov
     assert_equal_bit_for_bit(here.path, there.path)
     assert there.summary["held_out_loss"]["federated"] == here.summary["held_out_loss"]["federated"]
     assert not (there.path / "flower").exists()
+
+
+def test_baselines_may_have_rates_of_their_own_and_the_federation_keeps_its_own(
+    tiny_overrides: Overrides,
+) -> None:
+    own = fedtune.simulate(
+        tiny_overrides(baselines="[local,centralized]", baseline_learning_rates="{centralized: 1e-9}")
+    )
+    shared = fedtune.simulate(tiny_overrides(name="shared", baselines="[local,centralized]"))
+    assert_equal_bit_for_bit(own.path, shared.path)
+    one, other = own.summary["held_out_loss"], shared.summary["held_out_loss"]
+    assert one["centralized"] == pytest.approx(one["base"], abs=1e-4)
+    assert other["centralized"] < one["centralized"] - 1e-2
+    assert one["local"] == other["local"]
+
+
+def test_on_validation_rows_the_same_model_is_trained_and_tested_on_other_rows(
+    tiny_overrides: Overrides,
+) -> None:
+    apart = {"data__validation_max_rows": 4, "data__held_out_seed": 0}
+    chosen = fedtune.simulate(tiny_overrides(name="chosen", evaluation__rows="validation", **apart))
+    reported = fedtune.simulate(tiny_overrides(name="reported", **apart))
+    assert_equal_bit_for_bit(chosen.path, reported.path)
+    assert chosen.summary["held_out_loss"]["base"] != reported.summary["held_out_loss"]["base"]

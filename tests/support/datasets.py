@@ -24,6 +24,8 @@ _DATA = DataConfig(
     on_bad_row="refuse",
     held_out_fraction=0.05,
     held_out_max_rows=16,
+    validation_max_rows=0,
+    held_out_seed=None,
 )
 _PARTITION = PartitionConfig(
     method="iid",
