@@ -26,6 +26,7 @@ GROUPS = (
     "training",
     "aggregation",
     "federation",
+    "secagg",
     "evaluation",
     "backend",
 )

@@ -215,8 +215,7 @@ def _cohort(config: Config) -> Iterator[Finding]:
             "federation.clients_per_round, partition",
             "set federation.clients_per_round=null to take all",
         )
-        drawn = None
-    in_round = drawn or clients
+    in_round = _clients_in_a_round(config)
     if federation.min_replies is not None and in_round is not None and federation.min_replies > in_round:
         yield (
             f"federation.min_replies is {federation.min_replies}, but only {in_round} clients take part in a "
@@ -224,6 +223,61 @@ def _cohort(config: Config) -> Iterator[Finding]:
             "federation.min_replies, federation.clients_per_round",
             f"set federation.min_replies={in_round} or less; null demands every drawn client",
         )
+
+
+SUMMABLE = ("fedavg", "ffa", "alternating")
+"""Methods that need the sum of the updates and nothing else."""
+
+
+def _secagg(config: Config) -> Iterator[Finding]:
+    secagg, aggregation = config.secagg, config.aggregation
+    if not secagg.enabled:
+        return
+    if aggregation.method not in SUMMABLE:
+        yield (
+            f"aggregation.method={shown(aggregation.method)} looks at single updates, and secure aggregation "
+            "shows their sum alone",
+            "secagg.enabled, aggregation.method",
+            f"choose one of {', '.join(SUMMABLE)}, or secagg=off",
+        )
+    if aggregation.error_meter:
+        yield (
+            "the error meter needs each site's own update, and secure aggregation shows their sum alone",
+            "secagg.enabled, aggregation.error_meter",
+            "set aggregation.error_meter=false",
+        )
+    if aggregation.weighting == "tokens":
+        yield (
+            "weights by tokens would tell the server each site's exact number: two sums can be subtracted",
+            "secagg.enabled, aggregation.weighting",
+            "set aggregation.weighting=uniform, or examples, declared as a power of two",
+        )
+    in_round = _clients_in_a_round(config)
+    if in_round is not None and in_round < secagg.k_min:
+        yield (
+            f"a round has {in_round} clients, but sites demand a cohort of secagg.k_min={secagg.k_min}",
+            "secagg.k_min, partition, federation.clients_per_round",
+            f"set secagg.k_min={in_round}"
+            if in_round >= 3
+            else "use three or more clients in a round, or secagg=off",
+        )
+
+
+def _metrics(config: Config) -> Iterator[Finding]:
+    weighting, metrics = config.aggregation.weighting, config.federation.metrics
+    if weighting != "uniform" and weighting not in metrics and not config.secagg.enabled:
+        yield (
+            f"aggregation.weighting is {weighting}, but federation.metrics does not let sites say it",
+            "aggregation.weighting, federation.metrics",
+            f"add {weighting} to federation.metrics, or set aggregation.weighting=uniform",
+        )
+
+
+def _clients_in_a_round(config: Config) -> int | None:
+    """How many clients a round has, where the configuration alone tells."""
+    clients = config.partition.clients or len(config.partition.values) or None
+    drawn = config.federation.clients_per_round
+    return drawn if clients is None or (drawn is not None and drawn <= clients) else clients
 
 
 def _backend(config: Config) -> Iterator[Finding]:
@@ -253,5 +307,7 @@ _RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _partition,
     _targets,
     _cohort,
+    _metrics,
+    _secagg,
     _backend,
 )

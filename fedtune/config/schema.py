@@ -19,9 +19,11 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "FederationConfig",
+    "Metric",
     "ModelConfig",
     "PartitionConfig",
     "PeftConfig",
+    "SecAggConfig",
     "TrainingConfig",
 ]
 
@@ -203,6 +205,34 @@ class AggregationConfig:
     """Measure each round how far the averaged factors are from the average of the products."""
 
 
+Metric = Literal["examples", "tokens", "train_loss", "held_out_loss", "peak_memory"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SecAggConfig:
+    enabled: bool
+    """Let the server learn the sum of the sites' updates, and no single one."""
+
+    k_min: Annotated[int, Field(ge=3)]
+    """Smallest cohort that a site takes part in."""
+
+    max_colluders: NonNegativeInt
+    """Sites that may work together with a server that lies; cohorts too small for that are refused."""
+
+    ring_bits: Literal[16, 32, 64]
+    """Bits of an encoded parameter, on the wire and in the sum."""
+
+    clip_bound: PositiveFloat | None
+    """Entries of an update are clipped to plus or minus this; null takes learning_rate x steps_per_round,
+    which AdamW's steps rarely add up to."""
+
+    attempts: PositiveInt
+    """Attempts at a round's secure sum, with fresh keys over the same updates."""
+
+    trip_timeout_seconds: PositiveFloat
+    """How long the server waits for the answers of one trip of the protocol."""
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class FederationConfig:
     rounds: PositiveInt
@@ -216,6 +246,10 @@ class FederationConfig:
 
     round_timeout_seconds: PositiveFloat
     """How long the server waits for a round's replies."""
+
+    metrics: tuple[Metric, ...]
+    """What a site says beside its update: numbers of examples and of tokens, losses of training, its
+    held-out loss, its peak memory. What is not named does not leave the site."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -275,5 +309,6 @@ class Config:
     training: TrainingConfig
     aggregation: AggregationConfig
     federation: FederationConfig
+    secagg: SecAggConfig
     evaluation: EvaluationConfig
     backend: BackendConfig

@@ -110,6 +110,7 @@ def _method(summary: Mapping[str, Any], config: Config) -> str:
     peft, training, aggregation = config.peft, config.training, config.aggregation
     targets = peft.target_modules if isinstance(peft.target_modules, str) else ", ".join(peft.target_modules)
     exactness = {True: "exact", False: "inexact", None: "no round was aggregated"}[summary["exact"]]
+    burnt = ", ".join(map(str, summary["burnt_rounds"])) or "none"
     rows = [
         ("aggregation", f"{aggregation.method} ({exactness}), weighted by {aggregation.weighting}"),
         ("aggregation error, largest of all rounds", _number(summary["aggregation_error"], ".2e")),
@@ -121,6 +122,7 @@ def _method(summary: Mapping[str, Any], config: Config) -> str:
             f"{training.optimizer}, learning rate {training.learning_rate:g}, {training.decay} decay",
         ),
         ("sent by a client in a round, mean", _mebibytes(summary["uplink_bytes"])),
+        ("rounds under secure aggregation, opened / burnt", f"{summary['secure_rounds']} / {burnt}"),
         ("tokens computed in training", _number(summary["tokens"], ",")),
     ]
     return "## Method\n\n" + _table(("", ""), rows)

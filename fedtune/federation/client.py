@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import fedtune
 from fedtune.data.seeds import derive_seed
-from fedtune.errors import DataError, FedtuneError, Problem, TrainingError
+from fedtune.data.tokenize import TokenizedExample
+from fedtune.errors import DataError, FedtuneError, Problem, SecureAggregationError, TrainingError
 from fedtune.evaluation.loss import held_out_loss
 from fedtune.federation.site import Site, WalkPosition
 from fedtune.federation.wire import (
@@ -30,14 +31,17 @@ from fedtune.federation.wire import (
     TrainRequest,
     arrays_of,
     content,
+    frame_of,
     parse,
+    with_frame,
 )
-from fedtune.models.adapter import FACTORS
+from fedtune.models.adapted import AdaptedModel
+from fedtune.models.adapter import FACTORS, Adapter
 from fedtune.models.hardware import release_memory, set_threads
 from fedtune.training.train import train
 from fedtune.training.walk import examples_for_round
 from fedtune.updates.codec import from_arrays, to_arrays
-from fedtune.updates.protect import protect
+from fedtune.updates.protect import Protected, protect
 
 __all__ = ["build_client_app"]
 
@@ -45,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
-    """Make the ClientApp that answers ``query.hello``, ``train`` and ``evaluate``.
+    """Make the ClientApp that answers ``query.hello``, ``train``, ``query.secagg`` and ``evaluate``.
 
     Guarantee: a handler always answers. What it could not do is a `Failure` with a code and a sentence;
     the traceback stays in the site's own log.
@@ -81,6 +85,7 @@ def build_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
     # flwr's decorators give back the function unchanged; what matters is that they register it.
     app.query("hello")(answering(_hello))
     app.train()(answering(_train))
+    app.query("secagg")(answering(_secagg))
     app.evaluate()(answering(_evaluate))
     return app
 
@@ -108,9 +113,10 @@ def _hello(message: Message, site: Site) -> Message:
         protocol=PROTOCOL,
         version=fedtune.__version__,
         site=site.name,
-        train_examples=len(site.train),
-        held_out_examples=len(site.held_out),
-        skipped_rows=site.skipped_rows,
+        trains=bool(site.train),
+        train_examples=site.told("examples", len(site.train)),
+        held_out_examples=site.told("examples", len(site.held_out)),
+        skipped_rows=site.told("examples", site.skipped_rows),
         base_name=info.name,
         base_hash=info.hash,
         parameters=info.parameters,
@@ -124,44 +130,103 @@ def _hello(message: Message, site: Site) -> Message:
 
 def _train(message: Message, site: Site) -> Message:
     request = parse(message, TrainRequest)
-    training, seed = site.config.training, site.config.seed
     model = site.model()
-    model.load_adapter(from_arrays(arrays_of(message), model.spec, FACTORS, where=_from_server(message)))
-    started = time.time()
+    adapter = from_arrays(arrays_of(message), model.spec, FACTORS, where=_from_server(message))
     position = WalkPosition(site.state_dir, site.name)
     walk = examples_for_round(
         len(site.train),
         start=position.before(request.round),
-        count_per_step=training.examples_per_step,
-        steps=training.steps_per_round,
-        seed=seed,
+        count_per_step=site.config.training.examples_per_step,
+        steps=site.config.training.steps_per_round,
+        seed=site.config.seed,
         site=site.name,
     )
+    steps = [[site.train[row] for row in rows] for rows in walk.steps]
+    secure = site.secure
+    if secure is None:
+        reply, update = _fit(request, site, model, adapter, steps)
+        position.advance(request.round, walk.end)
+        return Message(content(reply, to_arrays(update)), reply_to=message)
+    frame = frame_of(message)
+    secure.admit(request, adapter, site.config, model.spec)
+    rows = [row for step in steps for row in step]
+    facts = secure.facts(request, adapter, rows, config=site.config, base_hash=model.info.hash)
+    if secure.member.holds(facts):
+        reply = _held(request, site)
+    else:
+        reply, update = _fit(request, site, model, adapter, steps)
+        secure.hold(update, facts, request, site.config, model.spec)
+        position.advance(request.round, walk.end)
+    return Message(with_frame(content(reply), secure.member.handle(frame)), reply_to=message)
+
+
+def _fit(
+    request: TrainRequest,
+    site: Site,
+    model: AdaptedModel,
+    adapter: Adapter,
+    steps: Sequence[Sequence[TokenizedExample]],
+) -> tuple[TrainReply, Protected]:
+    """Train on the rows of a round; returns what the site says of it, and the update."""
+    model.load_adapter(adapter)
+    started = time.time()
     result = train(
         model,
-        [[site.train[row] for row in rows] for rows in walk.steps],
-        config=training,
+        steps,
+        config=site.config.training,
         factors=request.factors,
         first_step=request.first_step,
         total_steps=request.total_steps,
-        seed=derive_seed(seed, "train", site.name, request.round),
+        seed=derive_seed(site.config.seed, "train", site.name, request.round),
         on_step=None if site.on_step is None else partial(site.on_step, site.name, request.round),
     )
-    position.advance(request.round, walk.end)
     reply = TrainReply(
         site=site.name,
         round=request.round,
-        examples=result.examples,
-        tokens=result.tokens,
-        response_tokens=result.response_tokens,
+        examples=site.told("examples", result.examples),
+        tokens=site.told("tokens", result.tokens),
+        response_tokens=site.told("tokens", result.response_tokens),
         steps=result.steps,
-        loss_before=result.loss_before,
-        loss_after=result.loss_after,
+        loss_before=site.told("train_loss", result.loss_before),
+        loss_after=site.told("train_loss", result.loss_after),
         started=started,
         finished=time.time(),
-        peak_memory_mib=result.peak_memory_mib,
+        peak_memory_mib=site.told("peak_memory", result.peak_memory_mib),
     )
-    return Message(content(reply, to_arrays(protect(result.delta))), reply_to=message)
+    return reply, protect(result.delta)
+
+
+def _held(request: TrainRequest, site: Site) -> TrainReply:
+    """Say that this very update is there already: the server asks again, after a failure of its own."""
+    now = time.time()
+    return TrainReply(
+        site=site.name,
+        round=request.round,
+        examples=None,
+        tokens=None,
+        response_tokens=None,
+        steps=site.config.training.steps_per_round,
+        loss_before=None,
+        loss_after=None,
+        started=now,
+        finished=now,
+        peak_memory_mib=None,
+    )
+
+
+def _secagg(message: Message, site: Site) -> Message:
+    """One trip of the protocol: bytes in, bytes out."""
+    if site.secure is None:
+        raise SecureAggregationError(
+            Problem(
+                code="FT903",
+                what="no state: this site takes no part in secure aggregation",
+                where=f"site {site.name}",
+                fix="start the run with the site's own configuration",
+            )
+        )
+    answer = site.secure.member.handle(frame_of(message))
+    return Message(with_frame(RecordDict(), answer), reply_to=message)
 
 
 def _evaluate(message: Message, site: Site) -> Message:
@@ -179,9 +244,9 @@ def _evaluate(message: Message, site: Site) -> Message:
     reply = EvaluateReply(
         site=site.name,
         round=request.round,
-        loss=loss,
-        tokens=tokens,
-        examples=examples,
+        loss=site.told("held_out_loss", loss),
+        tokens=site.told("tokens", tokens),
+        examples=site.told("examples", examples),
         started=started,
         finished=time.time(),
     )

@@ -7,17 +7,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedtune.errors import FederationError, Problem, UpdateError
 from fedtune.federation.wire import Body, EvaluateReply, Failure, HelloReply, TrainReply, content, parse_reply
 from fedtune.observability.events import ClientFailed, Event
 
-__all__ = ["Dialogue", "Stage"]
+__all__ = ["Dialogue", "Stage", "flower_failure"]
 
-Stage = Literal["hello", "train", "evaluate"]
-MESSAGE_TYPES: Mapping[Stage, str] = {"hello": "query.hello", "train": "train", "evaluate": "evaluate"}
+Stage = Literal["hello", "train", "secagg", "evaluate"]
+MESSAGE_TYPES: Mapping[Stage, str] = {
+    "hello": "query.hello",
+    "train": "train",
+    "secagg": "query.secagg",
+    "evaluate": "evaluate",
+}
 NODE_WAIT_SECONDS = 120.0
 """How long the server waits for its clients to appear before the first round."""
 
@@ -89,26 +94,51 @@ class Dialogue:
             accept: Looks at a reply and its message; an `UpdateError` from it makes the site a failed one.
         """
         request = content(body, arrays)
-        names = {self.nodes[name]: name for name in to}
-        messages = [Message(request, node, MESSAGE_TYPES[stage]) for node in names]
-        silent, good = dict(names), dict[str, Reply]()
-        for message in self.grid.send_and_receive(messages, timeout=self.timeout_seconds):
+        good = dict[str, Reply]()
+
+        def take(name: str, message: Message) -> None:
+            reply = _reply(message, expect)
+            if isinstance(reply, Failure):
+                self.fail(stage, round_number, name, reply.code, reply.reason)
+                return
+            if accept is not None:
+                accept(name, reply, message)
+            good[name] = reply
+
+        self.exchange(stage, round_number, dict.fromkeys(to, request), take)
+        return good
+
+    def exchange(
+        self,
+        stage: Stage,
+        round_number: int,
+        contents: Mapping[str, RecordDict],
+        take: Callable[[str, Message], None],
+        *,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """Send each site its own content and look at each reply as it arrives.
+
+        Args:
+            stage: What it is about, for the record.
+            round_number: Round, 0 before the first.
+            contents: What to send, by name of the site.
+            take: Looks at a site's reply; an `UpdateError` from it makes the site a failed one.
+            timeout_seconds: How long to wait; None takes the dialogue's own.
+        """
+        timeout = self.timeout_seconds if timeout_seconds is None else timeout_seconds
+        silent = {self.nodes[name]: name for name in contents}
+        messages = [Message(contents[name], node, MESSAGE_TYPES[stage]) for node, name in silent.items()]
+        for message in self.grid.send_and_receive(messages, timeout=timeout):
             name = silent.pop(message.metadata.src_node_id, None)
             if name is None:
                 continue
             try:
-                reply = _reply(message, expect)
-                if isinstance(reply, Failure):
-                    self.fail(stage, round_number, name, reply.code, reply.reason)
-                    continue
-                if accept is not None:
-                    accept(name, reply, message)
-                good[name] = reply
+                take(name, message)
             except UpdateError as error:
                 self.fail(stage, round_number, name, error.problems[0].code, error.problems[0].what)
         for name in silent.values():
-            self.fail(stage, round_number, name, "FT606", f"No reply within {self.timeout_seconds:g} s.")
-        return good
+            self.fail(stage, round_number, name, "FT606", f"No reply within {timeout:g} s.")
 
     def fail(self, stage: Stage, round_number: int, name: str, code: str, reason: str) -> None:
         """Record that a site failed, and why."""
@@ -140,8 +170,14 @@ class Dialogue:
         )
 
 
+def flower_failure(message: Message) -> Failure | None:
+    """Return the error that Flower itself sent instead of a reply, if it did."""
+    if not message.has_error():
+        return None
+    reason = message.error.reason or "Flower gave no reason."
+    return Failure(site="?", code="FT605", reason=reason[:4_000])
+
+
 def _reply(message: Message, expect: type[Reply]) -> Reply | Failure:
-    if message.has_error():
-        reason = message.error.reason or "Flower gave no reason."
-        return Failure(site="?", code="FT605", reason=reason[:4_000])
-    return parse_reply(message, expect)
+    failure = flower_failure(message)
+    return parse_reply(message, expect) if failure is None else failure

@@ -22,6 +22,7 @@ from fedtune.errors import Problem, UpdateError
 from fedtune.federation.checkpoint import Checkpoint, save_checkpoint
 from fedtune.federation.dialogue import Dialogue
 from fedtune.federation.sampling import sample_clients
+from fedtune.federation.secure_round import SecureCoordinator
 from fedtune.federation.wire import (
     EvaluateReply,
     EvaluateRequest,
@@ -49,6 +50,8 @@ from fedtune.updates.codec import from_arrays, to_arrays, wire_bytes
 
 __all__ = ["Federation"]
 
+_SUM = "the secure sum"
+
 
 @dataclass(kw_only=True)
 class Federation:
@@ -62,6 +65,7 @@ class Federation:
         aggregator: What is trained in a round and how deltas become the next adapter.
         expected_clients: How many clients the run is made for.
         split: What a simulation knows of the labels at each site, for the report.
+        secure: Opens the sum of a round's updates instead of receiving each; None in a plain run.
     """
 
     grid: Grid
@@ -71,7 +75,9 @@ class Federation:
     aggregator: Aggregator
     expected_clients: int
     split: Split | None = None
+    secure: SecureCoordinator | None = None
     _sites: Dialogue = field(init=False)
+    _base_hash: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         timeout = self.config.federation.round_timeout_seconds
@@ -94,6 +100,8 @@ class Federation:
             save_checkpoint(self.run, Checkpoint(round=round_number, adapter=adapter))
             due = round_number == rounds or (every > 0 and round_number % every == 0)
             self._finish_round(round_number, adapter, evaluate=due)
+            if self.secure is not None:
+                self.secure.finish(round_number)
         return adapter
 
     def _greet(self) -> None:
@@ -110,20 +118,24 @@ class Federation:
             hellos[hello.site], sites.nodes[hello.site] = hello, nodes[node_name]
         first = next((hellos[name] for name in sorted(hellos)), None)
         for name, hello in sorted(hellos.items()):
-            if first and _base(hello) != _base(first):
+            if self.secure is not None and name not in self.secure.names:
+                sites.fail("hello", 0, name, "FT905", "It is not in the roster of this federation.")
+                del hellos[name], sites.nodes[name]
+            elif first and _base(hello) != _base(first):
                 reason = f"Its base model {_base(hello)} differs from that of {first.site}, {_base(first)}."
                 sites.fail("hello", 0, name, "FT603", reason)
                 del hellos[name], sites.nodes[name]
         sites.require(0, len(hellos), self.config.federation.min_replies or self.expected_clients)
         self._record_sites([hellos[name] for name in sorted(hellos)])
         for name, hello in sorted(hellos.items()):
-            if hello.train_examples == 0:
+            if not hello.trains:
                 sites.fail("hello", 0, name, "FT611", "It has no example to train on, and is left out.")
                 del sites.nodes[name]
         sites.require(0, len(sites.nodes), self.config.federation.min_replies or 1)
 
     def _record_sites(self, hellos: list[HelloReply]) -> None:
         first = hellos[0]
+        self._base_hash = first.base_hash
         self.run.events.append(
             ModelLoaded(
                 seconds=max(hello.load_seconds for hello in hellos),
@@ -143,7 +155,7 @@ class Federation:
             )
             for hello in hellos
         )
-        skipped = max(hello.skipped_rows for hello in hellos)
+        skipped = max(hello.skipped_rows or 0 for hello in hellos)
         self.run.events.append(Sites(sites=sizes, skipped_rows=skipped, split=self.split))
 
     def _train(self, round_number: int, adapter: Adapter) -> Adapter:
@@ -157,46 +169,79 @@ class Federation:
             round_number=round_number,
         )
         self.run.events.append(RoundStarted(round=round_number, clients=cohort, factors=factors))
-        arrays = to_arrays(adapter)
-        sent_bytes = wire_bytes(arrays)
-        deltas: dict[str, Delta] = {}
-
-        def accept(name: str, reply: TrainReply, message: Message) -> None:
-            _require_own(name, reply, round_number)
-            where = f"round {round_number}, client {name}"
-            record = arrays_of(message)
-            deltas[name] = Delta(tensors=from_arrays(record, self.spec, factors, where=where))
-            self.run.events.append(
-                ClientTrained(
-                    round=round_number,
-                    client=name,
-                    weight=self._weight(reply),
-                    examples=reply.examples,
-                    tokens=reply.tokens,
-                    steps=reply.steps,
-                    loss_before=reply.loss_before,
-                    loss_after=reply.loss_after,
-                    started=reply.started,
-                    finished=reply.finished,
-                    peak_memory_mib=reply.peak_memory_mib,
-                    uplink_bytes=wire_bytes(record),
-                    downlink_bytes=sent_bytes,
-                    delta_norm=deltas[name].norm,
-                )
-            )
-
         request = TrainRequest(
             round=round_number,
             factors=factors,
             first_step=(round_number - 1) * training.steps_per_round,
             total_steps=federation.rounds * training.steps_per_round,
         )
-        replies = self._sites.ask(
-            "train", round_number, request, to=cohort, expect=TrainReply, arrays=arrays, accept=accept
+        if self.secure is None:
+            deltas, weights = self._plain_updates(request, adapter, cohort)
+            return self._aggregate(round_number, adapter, deltas, weights)
+        opened = self.secure.open_sum(
+            self._sites,
+            request,
+            adapter,
+            to_arrays(adapter),
+            cohort=cohort,
+            base_hash=self._base_hash,
+            trained=self._trained_securely,
         )
-        self._sites.require(round_number, len(replies), federation.min_replies or len(cohort))
-        weights = {name: self._weight(replies[name]) for name in sorted(replies)}
-        return self._aggregate(round_number, adapter, deltas, weights)
+        if opened is None:
+            return adapter
+        mean = Delta(tensors={name: opened.mean[name] for name in self.spec.names(factors)})
+        return self._aggregate(round_number, adapter, {_SUM: mean}, {_SUM: 1.0}, of=opened.weights)
+
+    def _plain_updates(
+        self, request: TrainRequest, adapter: Adapter, cohort: tuple[str, ...]
+    ) -> tuple[dict[str, Delta], dict[str, float]]:
+        """Return each site's delta and weight, by name in sorted order."""
+        arrays = to_arrays(adapter)
+        sent_bytes = wire_bytes(arrays)
+        deltas: dict[str, Delta] = {}
+
+        def accept(name: str, reply: TrainReply, message: Message) -> None:
+            _require_own(name, reply, request.round)
+            where = f"round {request.round}, client {name}"
+            record = arrays_of(message)
+            weight = self._weight(reply)
+            deltas[name] = Delta(tensors=from_arrays(record, self.spec, request.factors, where=where))
+            self._trained(
+                name, reply, weight=weight, up=wire_bytes(record), down=sent_bytes, norm=deltas[name].norm
+            )
+
+        replies = self._sites.ask(
+            "train", request.round, request, to=cohort, expect=TrainReply, arrays=arrays, accept=accept
+        )
+        wanted = self.config.federation.min_replies or len(cohort)
+        self._sites.require(request.round, len(replies), wanted)
+        return deltas, {name: self._weight(replies[name]) for name in sorted(replies)}
+
+    def _trained_securely(self, name: str, reply: TrainReply, up: int, down: int) -> None:
+        weight = self.secure.weight(name) if self.secure is not None else 0.0
+        self._trained(name, reply, weight=weight, up=up, down=down, norm=None)
+
+    def _trained(
+        self, name: str, reply: TrainReply, *, weight: float, up: int, down: int, norm: float | None
+    ) -> None:
+        self.run.events.append(
+            ClientTrained(
+                round=reply.round,
+                client=name,
+                weight=weight,
+                examples=reply.examples,
+                tokens=reply.tokens,
+                steps=reply.steps,
+                loss_before=reply.loss_before,
+                loss_after=reply.loss_after,
+                started=reply.started,
+                finished=reply.finished,
+                peak_memory_mib=reply.peak_memory_mib,
+                uplink_bytes=up,
+                downlink_bytes=down,
+                delta_norm=norm,
+            )
+        )
 
     def _aggregate(
         self,
@@ -204,10 +249,20 @@ class Federation:
         adapter: Adapter,
         deltas: Mapping[str, Delta],
         weights: Mapping[str, float],
+        *,
+        of: Mapping[str, float] | None = None,
     ) -> Adapter:
-        """Add in the order of the names, which fixes the rounding whatever the order of arrival."""
+        """Add in the order of the names, which fixes the rounding whatever the order of arrival.
+
+        Args:
+            round_number: Round, from 1.
+            adapter: What the sites received.
+            deltas: By name; one mean, where a secure sum was opened.
+            weights: Of the deltas.
+            of: Weights of the sites behind that mean.
+        """
         started = time.perf_counter()
-        shares = normalised(weights)
+        shares = normalised(weights if of is None else of)
         accumulator = self.aggregator.start(adapter)
         meter = ErrorMeter(self.spec, adapter) if self.config.aggregation.error_meter else None
         for name, weight in weights.items():
@@ -231,7 +286,19 @@ class Federation:
 
     def _weight(self, reply: TrainReply) -> float:
         weighting = self.config.aggregation.weighting
-        return client_weight(weighting, examples=reply.examples, response_tokens=reply.response_tokens)
+        needed = {"examples": reply.examples, "tokens": reply.response_tokens}.get(weighting, 0)
+        if needed is None:
+            raise UpdateError(
+                Problem(
+                    code="FT522",
+                    what=f"{reply.site} does not say how many {weighting} it trained on",
+                    where=f"round {reply.round}, aggregation.weighting={weighting}",
+                    fix=f"let the site name {weighting} in federation.metrics, or weigh by uniform",
+                )
+            )
+        return client_weight(
+            weighting, examples=reply.examples or 0, response_tokens=reply.response_tokens or 0
+        )
 
     def _finish_round(self, round_number: int, adapter: Adapter, *, evaluate: bool) -> None:
         loss = self._evaluate(round_number, adapter) if evaluate else None

@@ -19,15 +19,27 @@ from fedtune.config.wire import config_from_json
 from fedtune.errors import FedtuneError
 from fedtune.federation.checkpoint import Checkpoint, load_checkpoint
 from fedtune.federation.rounds import Federation
+from fedtune.federation.secure_round import SecureCoordinator
 from fedtune.models.adapted import adapter_spec
 from fedtune.models.adapter import Adapter, AdapterSpec, initial_adapter
 from fedtune.observability.events import RunFinished, RunStarted, Split, read_events
 from fedtune.observability.memory import peak_memory_mib
 from fedtune.observability.run_directory import RunDirectory
+from fedtune.secagg.identity import Identity
+from fedtune.secagg.roster import parse_roster
 
 __all__ = ["CLIENTS_KEY", "CONFIG_KEY", "SPLIT_KEY", "build_server_app", "run_federation"]
 
 CONFIG_KEY, CLIENTS_KEY, SPLIT_KEY = "fedtune-config", "fedtune-clients", "fedtune-split"
+COORDINATOR_KEY, ROSTER_FILE = "coordinator.key", "roster.json"
+"""What a run's folder of secure aggregation holds for the coordinator."""
+
+
+def secure_folder(run: Path) -> Path:
+    """Return a run's folder of secure aggregation: roster, coordinator's key, journals, transcripts."""
+    return run / "secagg"
+
+
 """Keys of Flower's run config: the resolved configuration as JSON, how many clients there are, and what a
 simulation knows of the labels at each site (JSON, or empty)."""
 
@@ -84,7 +96,19 @@ def run_federation(
         aggregator=aggregator(config.aggregation),
         expected_clients=expected_clients,
         split=split,
+        secure=_coordinator(config, run, spec) if config.secagg.enabled else None,
     ).run_rounds(_start(config, run, spec))
+
+
+def _coordinator(config: Config, run: RunDirectory, spec: AdapterSpec) -> SecureCoordinator:
+    folder = secure_folder(run.path)
+    return SecureCoordinator(
+        folder=folder,
+        roster=parse_roster((folder / ROSTER_FILE).read_bytes()),
+        identity=Identity.load(folder / COORDINATOR_KEY),
+        config=config,
+        spec=spec,
+    )
 
 
 def _start(config: Config, run: RunDirectory, spec: AdapterSpec) -> Checkpoint:

@@ -6,19 +6,22 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
-from fedtune.config.schema import Config
+from fedtune.config.schema import Config, Metric
 from fedtune.errors import Problem, RunError
 from fedtune.observability.disk import write_atomic
 
 if TYPE_CHECKING:
     from fedtune.data.tokenize import TokenizedExample
+    from fedtune.federation.secure_site import SecureSite
     from fedtune.models.adapted import AdaptedModel
     from fedtune.training.train import StepReport
 
 __all__ = ["Site", "WalkPosition"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Site:
         state_dir: Folder of what it remembers between rounds.
         model: Gives the base model with an adapter; the same object at every call.
         threads: CPU threads of training and evaluation; they decide the rounding, so they are fixed.
+        secure: What it has for secure aggregation; None where it takes no part.
         on_step: Told of the site, the round and of each optimizer step, for a progress display.
     """
 
@@ -45,7 +49,12 @@ class Site:
     state_dir: Path
     model: Callable[[], AdaptedModel]
     threads: int
+    secure: SecureSite | None = None
     on_step: Callable[[str, int, StepReport], None] | None = None
+
+    def told(self, metric: Metric, value: T) -> T | None:
+        """Return a number if it may leave this site, else None."""
+        return value if metric in self.config.federation.metrics else None
 
 
 class WalkPosition:

@@ -3,14 +3,15 @@
 A message's `RecordDict` holds a `ConfigRecord` named ``fedtune`` with one JSON string under ``json``, and,
 where an adapter or a delta travels, an `ArrayRecord` named ``arrays``. JSON is parsed into the frozen classes
 below and into nothing else: an unknown field, a wrong type, a number out of range or a missing field is
-an `UpdateError`, and nothing that arrives is ever imported or unpickled.
+an `UpdateError`, and nothing that arrives is ever imported or unpickled. Bytes of the secure-aggregation
+protocol travel as the one array of an `ArrayRecord` named ``secagg``; `fedtune.secagg` parses them.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -28,15 +29,18 @@ __all__ = [
     "TrainRequest",
     "arrays_of",
     "content",
+    "frame_of",
     "parse",
     "parse_reply",
+    "with_frame",
 ]
 
 PROTOCOL = 1
 """Version of the messages; both sides must speak the same one."""
 
 MAX_JSON_CHARACTERS = 65_536
-RECORD, ARRAYS = "fedtune", "arrays"
+MAX_FRAME_BYTES = 2**31 - 1
+RECORD, ARRAYS, SECAGG = "fedtune", "arrays", "secagg"
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -59,9 +63,11 @@ class HelloReply:
     protocol: Count
     version: Text
     site: Text
-    train_examples: Count
-    held_out_examples: Count
-    skipped_rows: Count
+    trains: bool
+    """Whether it has anything to train on."""
+    train_examples: Count | None
+    held_out_examples: Count | None
+    skipped_rows: Count | None
     base_name: Text
     base_hash: Text
     parameters: Count
@@ -86,20 +92,23 @@ class TrainRequest:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainReply:
-    """Comes with the delta in ``arrays``."""
+    """Comes with the delta in ``arrays``, or with an advert for its secure sum in ``secagg``.
+
+    What ``federation.metrics`` does not name is null.
+    """
 
     kind: Literal["train"] = "train"
     site: Text
     round: Count
-    examples: Count
-    tokens: Count
-    response_tokens: Count
+    examples: Count | None
+    tokens: Count | None
+    response_tokens: Count | None
     steps: Count
-    loss_before: Finite
-    loss_after: Finite
+    loss_before: Finite | None
+    loss_after: Finite | None
     started: Seconds
     finished: Seconds
-    peak_memory_mib: Seconds
+    peak_memory_mib: Seconds | None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -112,14 +121,14 @@ class EvaluateRequest:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class EvaluateReply:
-    """``loss`` is null at a site that holds nothing out."""
+    """``loss`` is null at a site that holds nothing out, or does not say."""
 
     kind: Literal["evaluate"] = "evaluate"
     site: Text
     round: Count
     loss: Finite | None
-    tokens: Count
-    examples: Count
+    tokens: Count | None
+    examples: Count | None
     started: Seconds
     finished: Seconds
 
@@ -187,6 +196,31 @@ def parse_reply(message: Message, kind: type[T]) -> T | Failure:
         return parse(message, Failure)
     except UpdateError:
         return parse(message, kind)
+
+
+def with_frame(records: RecordDict, frame: bytes) -> RecordDict:
+    """Add bytes of the secure-aggregation protocol to a message's content."""
+    records[SECAGG] = ArrayRecord(
+        {SECAGG: Array(dtype="uint8", shape=(len(frame),), stype=SECAGG, data=frame)}
+    )
+    return records
+
+
+def frame_of(message: Message, *, at_most: int = MAX_FRAME_BYTES) -> bytes:
+    """Return the bytes of the secure-aggregation protocol that came with a message, unread.
+
+    Raises:
+        UpdateError: FT520, there are none, or too many.
+    """
+    record = message.content.get(SECAGG)
+    array = record.get(SECAGG) if isinstance(record, ArrayRecord) else None
+    where = f"message {message.metadata.message_type}"
+    if array is None:
+        raise UpdateError(_problem("bytes of secure aggregation were expected, got none", where))
+    if len(array.data) > at_most:
+        what = f"{len(array.data):,} bytes of secure aggregation came, at most {at_most:,} can be meant"
+        raise UpdateError(_problem(what, where))
+    return bytes(array.data)
 
 
 def arrays_of(message: Message) -> ArrayRecord:

@@ -29,6 +29,7 @@ __all__ = [
     "RoundStarted",
     "RunFinished",
     "RunStarted",
+    "SecureSum",
     "SiteSize",
     "Sites",
     "Split",
@@ -101,11 +102,11 @@ class ModelLoaded(Event):
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class SiteSize:
-    """One site's rows, after skipping the bad ones."""
+    """One site's rows, after skipping the bad ones; null where the site does not say how many."""
 
     name: str
-    train_examples: Count
-    held_out_examples: Count
+    train_examples: Count | None
+    held_out_examples: Count | None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -143,7 +144,7 @@ class RoundStarted(Event):
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ClientTrained(Event):
-    """A client's delta arrived and counts."""
+    """A client's delta arrived and counts, or waits for the secure sum. What a site does not say is null."""
 
     name_on_disk: ClassVar[str] = "client_trained"
 
@@ -151,8 +152,8 @@ class ClientTrained(Event):
     client: str
     weight: Positive
     """Unnormalised weight of its delta."""
-    examples: Count
-    tokens: Count
+    examples: Count | None
+    tokens: Count | None
     """Tokens computed, prompt and response."""
     steps: Count
     loss_before: Measured
@@ -161,11 +162,12 @@ class ClientTrained(Event):
     started: Seconds
     """Unix seconds at which local training began."""
     finished: Seconds
-    peak_memory_mib: Positive
+    peak_memory_mib: Positive | None
     uplink_bytes: Count
+    """Under secure aggregation the rest follows in ``secure_sum``."""
     downlink_bytes: Count
     delta_norm: Measured
-    """L2 norm over all tensors of the delta."""
+    """L2 norm over all tensors of the delta; null under secure aggregation."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -174,9 +176,31 @@ class ClientFailed(Event):
 
     round: Count
     client: str
-    stage: Literal["hello", "train", "evaluate"]
+    stage: Literal["hello", "train", "secagg", "evaluate"]
     code: str
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SecureSum(Event):
+    """Secure aggregation of a round has ended: the sum was opened, or the round is burnt."""
+
+    name_on_disk: ClassVar[str] = "secure_sum"
+
+    round: Count
+    opened: bool
+    """False: the round is burnt. Its updates may have been opened, so they are spent, and the run goes on
+    from the adapter before it."""
+    reason: str | None
+    """Why it is burnt."""
+    clients: tuple[str, ...]
+    """Whose updates are in the sum."""
+    attempts: Count
+    seconds: Seconds
+    """Of all trips but the first, which travels with training."""
+    uplink_bytes: Count
+    """Sent by all clients in these trips."""
+    downlink_bytes: Count
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -203,8 +227,8 @@ class ClientEvaluated(Event):
     client: str
     loss: Measured
     """Mean nats per response token on the site's held-out rows."""
-    tokens: Count
-    examples: Count
+    tokens: Count | None
+    examples: Count | None
     started: Seconds
     finished: Seconds
 
@@ -281,6 +305,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         RoundStarted,
         ClientTrained,
         ClientFailed,
+        SecureSum,
         RoundAggregated,
         ClientEvaluated,
         RoundFinished,

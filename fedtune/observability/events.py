@@ -39,6 +39,7 @@ from fedtune.observability.event_types import (
     RoundStarted,
     RunFinished,
     RunStarted,
+    SecureSum,
     Sites,
     SiteSize,
     Split,
@@ -62,6 +63,7 @@ __all__ = [
     "RoundStarted",
     "RunFinished",
     "RunStarted",
+    "SecureSum",
     "SiteSize",
     "Sites",
     "Split",
@@ -189,7 +191,7 @@ def _identity(event: Event) -> tuple[object, ...]:
             return (event.name_on_disk, event.round, event.client)
         case ClientFailed():
             return (event.name_on_disk, event.round, event.client, event.stage)
-        case RoundStarted() | RoundAggregated() | RoundFinished():
+        case RoundStarted() | SecureSum() | RoundAggregated() | RoundFinished():
             return (event.name_on_disk, event.round)
         case BaselineFinished():
             return (event.name_on_disk, event.kind, event.site)

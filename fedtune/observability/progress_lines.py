@@ -12,14 +12,13 @@ from fedtune.observability.events import (
     RoundFinished,
     RunFinished,
     RunStarted,
+    SecureSum,
     Sites,
 )
 from fedtune.observability.progress_state import ProgressState
-from fedtune.observability.statistics import mean
+from fedtune.observability.statistics import mean, total
 
 __all__ = ["event_text", "printable", "round_text", "time_left"]
-
-_STAGES = {"hello": "saying hello", "train": "training", "evaluate": "evaluation"}
 
 
 def event_text(event: Event, state: ProgressState) -> str:
@@ -40,15 +39,14 @@ def event_text(event: Event, state: ProgressState) -> str:
                 f"{wording.count(event.adapter_parameters)} trained"
             )
         case Sites():
-            total = sum(site.train_examples for site in event.sites)
-            text = f"{len(event.sites)} sites, {wording.count(total)} training examples"
-            if event.skipped_rows:
-                text += f"; {wording.count(event.skipped_rows)} bad rows skipped"
+            text = _sites(event)
         case ClientTrained():
             text = f"{round_text(event.round, state)}  {event.client} trained: {_training(event, state)}"
         case ClientFailed():
-            what = f"FAILED in {_STAGES[event.stage]}: {event.code}: {event.reason}"
+            what = f"FAILED in {wording.STAGES[event.stage]}: {event.code}: {event.reason}"
             text = f"{round_text(event.round, state)}  {event.client} {what}"
+        case SecureSum():
+            text = f"{round_text(event.round, state)}  {_secure(event)}"
         case RoundFinished():
             parts = [time_left(state, event.time)]
             if event.held_out_loss is not None:
@@ -56,9 +54,7 @@ def event_text(event: Event, state: ProgressState) -> str:
             what = "finished" if event.round else "evaluated"
             text = ", ".join([f"{round_text(event.round, state)}  {what}", *filter(None, parts)])
         case BaselineFinished():
-            who = "all data pooled" if event.site is None else f"{event.site} alone"
-            value = wording.loss(mean(event.held_out_loss.values()))
-            text = f"baseline, {who}: held-out loss {value}, {wording.seconds(event.seconds)}"
+            text = _baseline(event)
         case RunFinished():
             reason = f": {event.reason}" if event.reason else ""
             text = f"run {event.status} in {wording.seconds(event.seconds)}{reason}"
@@ -85,11 +81,34 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
+def _sites(event: Sites) -> str:
+    text = f"{len(event.sites)} sites"
+    examples = total(site.train_examples for site in event.sites)
+    if examples is not None:
+        text += f", {wording.count(examples)} training examples"
+    return f"{text}; {wording.count(event.skipped_rows)} bad rows skipped" if event.skipped_rows else text
+
+
+def _baseline(event: BaselineFinished) -> str:
+    who = "all data pooled" if event.site is None else f"{event.site} alone"
+    value = wording.loss(mean(event.held_out_loss.values()))
+    return f"baseline, {who}: held-out loss {value}, {wording.seconds(event.seconds)}"
+
+
+def _secure(event: SecureSum) -> str:
+    if not event.opened:
+        return f"BURNT: {event.reason}; going on from the adapter before it"
+    return f"secure sum of {len(event.clients)} sites opened in {wording.seconds(event.seconds)}"
+
+
 def _training(event: ClientTrained, state: ProgressState) -> str:
     done = sum(client.status in ("trained", "evaluated", "failed") for client in state.clients.values())
+    speed = state.clients[event.client].tokens_per_second
     parts = (
-        f"loss {wording.loss(event.loss_before)} → {wording.loss(event.loss_after)}",
-        f"{wording.count(state.clients[event.client].tokens_per_second)} tokens/s",
+        None
+        if event.loss_after is None
+        else f"loss {wording.loss(event.loss_before)} → {wording.loss(event.loss_after)}",
+        None if speed is None else f"{wording.count(speed)} tokens/s",
         f"{done} of {len(state.clients)}",
         time_left(state, event.time),
     )

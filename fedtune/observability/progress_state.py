@@ -113,7 +113,9 @@ class ProgressState:
                     step=event.steps,
                     steps=event.steps,
                     loss=event.loss_after,
-                    tokens_per_second=event.tokens / seconds if seconds > 0 else None,
+                    tokens_per_second=None
+                    if event.tokens is None or seconds <= 0
+                    else event.tokens / seconds,
                 )
             case ClientEvaluated():
                 if event.round == 0:

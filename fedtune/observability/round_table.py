@@ -13,8 +13,9 @@ from fedtune.observability.events import (
     RoundAggregated,
     RoundFinished,
     RoundStarted,
+    SecureSum,
 )
-from fedtune.observability.statistics import mean
+from fedtune.observability.statistics import mean, total
 from fedtune.observability.timing import covered_seconds, work_intervals
 
 __all__ = ["round_table"]
@@ -30,8 +31,9 @@ def round_table(kept: Iterable[Event]) -> list[dict[str, Any]]:
         Rows with ``round``, ``finished``, ``clients`` (those whose delta counted), ``failed``, ``factors``,
         ``held_out_loss`` (mean over the sites evaluated), ``held_out_losses`` (by site), ``loss_before`` and
         ``loss_after`` (training loss, means over clients), ``aggregation_error``, ``exact``, ``tokens``,
-        ``tokens_per_second``, ``uplink_bytes`` and ``downlink_bytes`` (sums), ``peak_memory_mib``, and where
-        the time went: ``training_seconds``, ``evaluation_seconds``, ``other_seconds``.
+        ``tokens_per_second``, ``uplink_bytes`` and ``downlink_bytes`` (sums), ``secure`` (whether a secure
+        sum was opened, false where the round is burnt, None in a plain round), ``peak_memory_mib``, and
+        where the time went: ``training_seconds``, ``evaluation_seconds``, ``other_seconds``.
     """
     by_round: dict[int, list[Event]] = {}
     for event in kept:
@@ -40,7 +42,15 @@ def round_table(kept: Iterable[Event]) -> list[dict[str, Any]]:
     return [_row(number, by_round[number]) for number in sorted(by_round)]
 
 
-_OF_A_ROUND = (RoundStarted, ClientTrained, ClientFailed, RoundAggregated, ClientEvaluated, RoundFinished)
+_OF_A_ROUND = (
+    RoundStarted,
+    ClientTrained,
+    ClientFailed,
+    SecureSum,
+    RoundAggregated,
+    ClientEvaluated,
+    RoundFinished,
+)
 
 
 def _row(number: int, events: Sequence[Event]) -> dict[str, Any]:
@@ -52,11 +62,14 @@ def _row(number: int, events: Sequence[Event]) -> dict[str, Any]:
     training = covered_seconds(work_intervals(trained))
     working = covered_seconds(work_intervals(events))
     span = max(event.time for event in events) - started.time if started else working
-    tokens = sum(event.tokens for event in trained)
+    tokens = total(event.tokens for event in trained)
+    secure = next((event for event in events if isinstance(event, SecureSum)), None)
+    travelled: list[ClientTrained | SecureSum] = [*trained, *([secure] if secure else [])]
+    peaks = [event.peak_memory_mib for event in trained if event.peak_memory_mib is not None]
     return {
         "round": number,
         "finished": finished is not None,
-        "clients": [event.client for event in trained],
+        "clients": list(secure.clients) if secure else [event.client for event in trained],
         "failed": [event.client for event in events if isinstance(event, ClientFailed)],
         "factors": list(started.factors) if started else [],
         "held_out_loss": mean(event.loss for event in evaluated),
@@ -66,10 +79,11 @@ def _row(number: int, events: Sequence[Event]) -> dict[str, Any]:
         "aggregation_error": aggregated.aggregation_error if aggregated else None,
         "exact": aggregated.exact if aggregated else None,
         "tokens": tokens,
-        "tokens_per_second": tokens / training if training > 0 else None,
-        "uplink_bytes": sum(event.uplink_bytes for event in trained),
-        "downlink_bytes": sum(event.downlink_bytes for event in trained),
-        "peak_memory_mib": max((event.peak_memory_mib for event in trained), default=None),
+        "tokens_per_second": tokens / training if tokens is not None and training > 0 else None,
+        "uplink_bytes": sum(event.uplink_bytes for event in travelled),
+        "downlink_bytes": sum(event.downlink_bytes for event in travelled),
+        "secure": None if secure is None else secure.opened,
+        "peak_memory_mib": max(peaks, default=None),
         "training_seconds": training,
         "evaluation_seconds": working - training,
         "other_seconds": max(0.0, span - working),

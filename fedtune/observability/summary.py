@@ -28,11 +28,12 @@ from fedtune.observability.events import (
     RoundFinished,
     RunFinished,
     RunStarted,
+    SecureSum,
     Sites,
     effective_events,
 )
 from fedtune.observability.round_table import round_table
-from fedtune.observability.statistics import mean
+from fedtune.observability.statistics import mean, total
 from fedtune.observability.timing import covered_seconds, overhead_fraction, sessions, work_intervals
 
 __all__ = ["summarise"]
@@ -53,7 +54,11 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
     recorded = list(events)
     kept = effective_events(recorded)
     spans = sessions(recorded)
-    peaks = [event.peak_memory_mib for event in recorded if isinstance(event, ClientTrained | RunFinished)]
+    peaks = [
+        event.peak_memory_mib
+        for event in recorded
+        if isinstance(event, ClientTrained | RunFinished) and event.peak_memory_mib is not None
+    ]
     return {
         **_identity(kept),
         "sessions": len(spans),
@@ -63,6 +68,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         **_losses(kept),
         **_aggregation(kept),
         **_work(kept),
+        **_secure(kept),
         "peak_memory_mib": max(peaks, default=None),
         "failures": [
             {key: getattr(event, key) for key in ("round", "client", "stage", "code", "reason")}
@@ -153,13 +159,25 @@ def _aggregation(kept: Sequence[Event]) -> dict[str, Any]:
 
 def _work(kept: Sequence[Event]) -> dict[str, Any]:
     trained = _of(kept, ClientTrained)
-    tokens = sum(event.tokens for event in trained)
+    travelled: list[ClientTrained | SecureSum] = [*trained, *_of(kept, SecureSum)]
+    uplink = sum(event.uplink_bytes for event in travelled)
+    downlink = sum(event.downlink_bytes for event in travelled)
+    tokens = total(event.tokens for event in trained)
     seconds = covered_seconds(work_intervals(trained))
     return {
-        "uplink_bytes": mean(event.uplink_bytes for event in trained),
-        "downlink_bytes": mean(event.downlink_bytes for event in trained),
-        "uplink_bytes_total": sum(event.uplink_bytes for event in trained),
-        "downlink_bytes_total": sum(event.downlink_bytes for event in trained),
+        "uplink_bytes": uplink / len(trained) if trained else None,
+        "downlink_bytes": downlink / len(trained) if trained else None,
+        "uplink_bytes_total": uplink,
+        "downlink_bytes_total": downlink,
         "tokens": tokens,
-        "tokens_per_second": tokens / seconds if seconds > 0 else None,
+        "tokens_per_second": tokens / seconds if tokens is not None and seconds > 0 else None,
+    }
+
+
+def _secure(kept: Sequence[Event]) -> dict[str, Any]:
+    sums = _of(kept, SecureSum)
+    return {
+        "secure_rounds": sum(event.opened for event in sums),
+        "burnt_rounds": [event.round for event in sums if not event.opened],
+        "secure_seconds": math.fsum(event.seconds for event in sums),
     }

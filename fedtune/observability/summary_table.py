@@ -80,6 +80,11 @@ def _cost(summary: Mapping[str, Any]) -> Table:
         "peak memory": wording.mebibytes(summary["peak_memory_mib"]),
         "aggregation": exact if error is None else f"{exact}, error at most {error:.2g}",
     }
+    if summary["secure_rounds"] or summary["burnt_rounds"]:
+        burnt = ", ".join(map(str, summary["burnt_rounds"]))
+        rows["secure aggregation"] = f"{summary['secure_rounds']} rounds opened" + (
+            f", burnt: {burnt}" if burnt else ""
+        )
     for name, value in rows.items():
         table.add_row(Text(name, style="dim"), value)
     return table

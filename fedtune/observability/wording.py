@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "ABSENT",
+    "STAGES",
     "about",
     "bytes_",
     "count",
@@ -20,6 +21,14 @@ __all__ = [
 
 ABSENT = "–"
 """Stands for what was not measured."""
+
+STAGES = {
+    "hello": "saying hello",
+    "train": "training",
+    "secagg": "secure aggregation",
+    "evaluate": "evaluation",
+}
+"""What a site was asked to do when it failed."""
 
 
 def loss(value: float | None) -> str:

@@ -114,6 +114,16 @@ class SecureAggregationClient:
         self._state = self._held
         self._held_until = self._clock() + self._policy.hold_seconds
 
+    def holds(self, facts: RoundFacts) -> bool:
+        """Whether the update of this round is kept here, so that it need not be made again."""
+        self.expire()
+        held = self._held
+        return held is not None and (held.facts.run, held.facts.round, held.facts.origin) == (
+            facts.run,
+            facts.round,
+            facts.origin,
+        )
+
     def forget(self) -> None:
         """Drop every secret now, as after a restart."""
         self._clear()

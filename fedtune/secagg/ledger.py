@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fedtune.secagg.canonical import digest
 from fedtune.secagg.problems import refusal
 
 __all__ = ["Ledger"]
@@ -37,6 +38,15 @@ class Ledger:
         """
         with self._locked() as file:
             return self._lines(file)
+
+    def head(self) -> bytes:
+        """Hash chain over the complete lines, 32 bytes, zero for none: each hashed onto those before it."""
+        head = bytes(32)
+        with self._locked() as file:
+            file.seek(0)
+            for line in file.read().split(b"\n")[:-1]:
+                head = digest("ledger line", head, line)
+        return head
 
     def append(self, line: dict[str, Any], *, unless: Callable[[list[dict[str, Any]]], None]) -> None:
         """Add one line, durably.

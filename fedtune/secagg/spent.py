@@ -101,6 +101,10 @@ class SpentJournal:
         """All lines, oldest first."""
         return self._ledger.read()
 
+    def head(self) -> bytes:
+        """Head of the journal's hash chain: whoever sees two of them notices lines that were taken out."""
+        return self._ledger.head()
+
     def _refuse_spent(self, lines: list[dict[str, Any]], origin: UpdateOrigin) -> None:
         spent = _last(lines, origin)
         if spent is not None:

@@ -45,6 +45,7 @@ from fedtune.observability.round_table import round_table
 from fedtune.observability.run_directory import RunDirectory, events_path
 from fedtune.observability.summary import summarise
 from fedtune.simulation.baselines import missing_baselines, run_baseline
+from fedtune.simulation.enrolment import enrol
 from fedtune.simulation.grid import InProcessGrid
 from fedtune.simulation.ray_engine import require_ray, run_on_ray
 from fedtune.simulation.samples import generate_samples
@@ -175,6 +176,8 @@ class _Session:
         if done is None:
             # What sites remember belongs to the run that begins here.
             shutil.rmtree(path / "sites", ignore_errors=True)
+        if config.secagg.enabled:
+            enrol(path, config, self.sites.training_examples(), anew=done is None)
 
     def federate(self) -> None:
         """Run the rounds that are missing."""

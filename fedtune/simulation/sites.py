@@ -16,11 +16,13 @@ from fedtune.data.examples import Example
 from fedtune.data.load import load_examples
 from fedtune.data.partition import HeldOutSplit, Partition, label_counts, partition, split_held_out
 from fedtune.data.tokenize import TokenizedExample, tokenize_all
+from fedtune.federation.secure_site import SecureSite
 from fedtune.federation.server import CONFIG_KEY
 from fedtune.federation.site import Site
 from fedtune.models.adapted import AdaptedModel, load_tokenizer, shared_adapted_model
 from fedtune.models.hardware import physical_cores
 from fedtune.observability.events import Split
+from fedtune.simulation.enrolment import secure_site
 from fedtune.training.train import StepReport
 
 __all__ = ["VirtualSites", "load_sites", "site_of_context"]
@@ -46,6 +48,7 @@ class VirtualSites:
     _tokenized: dict[int, tuple[list[TokenizedExample], list[TokenizedExample]]] = field(
         default_factory=dict, init=False, repr=False
     )
+    _secure: dict[int, SecureSite] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.partition.names)
@@ -62,8 +65,13 @@ class VirtualSites:
             state_dir=Path(self.config.runs_dir) / self.config.name / "sites",
             model=self.model,
             threads=self.threads,
+            secure=self._secure_site(index) if self.config.secagg.enabled else None,
             on_step=self.on_step,
         )
+
+    def training_examples(self) -> dict[str, int]:
+        """Return how many rows each site trains on, by name."""
+        return {name: len(self._split(index).train) for index, name in enumerate(self.partition.names)}
 
     def model(self) -> AdaptedModel:
         """Return the base model with its adapter: one for all sites of this process."""
@@ -110,6 +118,12 @@ class VirtualSites:
             seed=self.config.seed,
             site=self.partition.names[index],
         )
+
+    def _secure_site(self, index: int) -> SecureSite:
+        if index not in self._secure:
+            run = Path(self.config.runs_dir) / self.config.name
+            self._secure[index] = secure_site(run, self.config, self.partition.names[index])
+        return self._secure[index]
 
     def _tested(self, split: HeldOutSplit) -> np.ndarray:
         return split.validation if self.config.evaluation.rows == "validation" else split.held_out

@@ -76,6 +76,10 @@ def key_figures(summary: Summary) -> Markup:
         error = summary["aggregation_error"]
         measured = f"relative error at most {error:.2g}" if error is not None else "error not measured"
         entries.append(("Aggregation", "exact" if summary["exact"] else "inexact", measured))
+    if summary["secure_rounds"] or summary["burnt_rounds"]:
+        burnt = ", ".join(map(str, summary["burnt_rounds"]))
+        note = f"burnt: {burnt}" if burnt else "the server saw sums alone"
+        entries.append(("Secure aggregation", wording.rounds_(summary["secure_rounds"]), note))
     return tiles(entries)
 
 

@@ -189,14 +189,13 @@ def failures(summary: Mapping[str, Any]) -> Markup | None:
     if not failed:
         return None
     names = wording.listing(list(dict.fromkeys(failure["client"] for failure in failed)))
-    stages = {"hello": "saying hello", "train": "training", "evaluate": "evaluation"}
     return section(
         "What failed",
         table(
             "Failures",
             ["Site", "Round", "In", "Code", "Reason"],
             [
-                [f["client"], str(f["round"]), stages[f["stage"]], el("code", f["code"]), f["reason"]]
+                [f["client"], str(f["round"]), wording.STAGES[f["stage"]], el("code", f["code"]), f["reason"]]
                 for f in failed
             ],
             words=(0, 2, 3, 4),

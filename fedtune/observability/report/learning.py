@@ -11,7 +11,7 @@ from fedtune.observability.charts.rows import Bar, Row, stacked_rows
 from fedtune.observability.events import Sites, Split
 from fedtune.observability.markup import Markup
 from fedtune.observability.report.parts import NARROW, WIDE, figure, legend, section, table
-from fedtune.observability.statistics import mean
+from fedtune.observability.statistics import mean, total
 
 __all__ = ["curves", "data"]
 
@@ -95,7 +95,9 @@ def data(sites: Sites | None, skipped_rows: int) -> Markup | None:
     split = sites.split
     by_label = split is not None and _mixed(split)
     rows, entries = _labels(sites, split) if split is not None and by_label else _sizes(sites)
-    total = sum(site.train_examples + site.held_out_examples for site in sites.sites)
+    rows_in_all = total(
+        count for site in sites.sites for count in (site.train_examples, site.held_out_examples)
+    )
     pictures = [
         stacked_rows(
             _largest(rows),
@@ -107,7 +109,8 @@ def data(sites: Sites | None, skipped_rows: int) -> Markup | None:
         )
         for width in (WIDE, NARROW)
     ]
-    lead = f"{wording.count(total)} rows at {len(sites.sites)} sites; no row leaves its site."
+    known = "" if rows_in_all is None else f"{wording.count(rows_in_all)} rows at "
+    lead = f"{known}{len(sites.sites)} sites; no row leaves its site."
     if split is not None and not by_label:
         lead += " Each site holds one label of its own, so the sites are as unlike as they can be."
     if skipped_rows:
@@ -147,7 +150,7 @@ def _sizes(sites: Sites) -> tuple[list[Row], list[tuple[str, str]]]:
                 Bar(name="training", value=site.train_examples, style="federated"),
                 Bar(name="held out", value=site.held_out_examples, style="base"),
             ),
-            note=wording.count(site.train_examples + site.held_out_examples),
+            note=wording.count(total((site.train_examples, site.held_out_examples))),
         )
         for site in sites.sites
     ]
