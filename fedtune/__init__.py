@@ -6,7 +6,6 @@ nothing heavy.
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +20,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # every step, and each cost 9 MiB that no later step used; one step needs some twenty.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
-
-
-def _is_not_the_optional_kernel(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
-
-
-# On CPUs with AVX512-BF16, importing bitsandbytes (peft does) warns that it could not fetch a kernel for
-# inference from the Hugging Face hub. fedtune wants no code from a network and never uses that kernel (see
-# models/base.py), and the advice to install one would mislead.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_not_the_optional_kernel)
 
 if TYPE_CHECKING:
     from fedtune.simulation.simulate import Run, simulate

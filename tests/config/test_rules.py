@@ -1,12 +1,13 @@
 """Impossible combinations: each is refused with its reason, and the fix that it names works."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from fedtune.config.compose import compose
 from fedtune.config.keys import keys
-from fedtune.config.rules import BUILT_IN, COLUMN_ROLES
+from fedtune.config.rules import BUILT_IN, COLUMN_ROLES, combination_problems
 from fedtune.errors import ConfigError
 
 # (overrides, words of the reason, overrides that the fix amounts to)
@@ -80,6 +81,26 @@ IMPOSSIBLE = [
         ["federation.min_replies=3"],
     ),
     (["backend.actors=2"], "trains one client at a time", ["backend=ray"]),
+    (
+        ["secagg=on", "aggregation.error_meter=true"],
+        "the error meter needs each site's own update",
+        ["secagg=on", "aggregation.error_meter=false"],
+    ),
+    (
+        ["secagg=on", "aggregation.weighting=tokens"],
+        "weights by tokens would tell",
+        ["secagg=on", "aggregation.weighting=examples"],
+    ),
+    (
+        ["secagg=on", "federation.clients_per_round=4"],
+        "a round has 4 clients, but sites demand a cohort of secagg.k_min=5",
+        ["secagg=on", "federation.clients_per_round=4", "secagg.k_min=4"],
+    ),
+    (
+        ["federation.metrics=[held_out_loss]"],
+        "federation.metrics does not let sites say it",
+        ["federation.metrics=[held_out_loss]", "aggregation.weighting=uniform"],
+    ),
     (["baselines=[local,local]"], "the same baseline twice", ["baselines=[local,centralized]"]),
 ]
 
@@ -131,3 +152,10 @@ def test_the_rules_know_the_choices_that_the_schema_documents() -> None:
         assert all(f"``{name}``" in keys()[key].description for name in names)
         assert f"``{group}``" in keys()[key].description
     assert all(f"``{role}``" in keys()["data.columns"].description for role in COLUMN_ROLES)
+
+
+def test_a_method_that_looks_at_single_updates_is_refused_under_secure_aggregation() -> None:
+    config = compose(["secagg=on"])
+    median = replace(config, aggregation=replace(config.aggregation, method="median"))
+    (problem,) = combination_problems(median)
+    assert "looks at single updates" in problem.what

@@ -62,21 +62,7 @@ def arithmetic_client(misbehave: Misbehaviour) -> ClientApp:
         number = number_of(context)
         if (wrong := misbehave(message, number)) is not None:
             return wrong
-        reply = HelloReply(
-            protocol=1,
-            version="0",
-            site=f"site{number}",
-            train_examples=4 * (number + 1),
-            held_out_examples=1,
-            skipped_rows=0,
-            base_name="tiny",
-            base_hash="0" * 64,
-            parameters=10,
-            adapter_parameters=16,
-            quantization="none",
-            compute_dtype="float32",
-            load_seconds=0.0,
-        )
+        reply = hello_reply(number)
         return Message(content(reply), reply_to=message)
 
     def train(message: Message, context: Context) -> Message:
@@ -106,6 +92,26 @@ def arithmetic_client(misbehave: Misbehaviour) -> ClientApp:
     app.train()(train)
     app.evaluate()(evaluate)
     return app
+
+
+def hello_reply(number: int, **changed: object) -> HelloReply:
+    reply = HelloReply(
+        protocol=1,
+        version="0",
+        site=f"site{number}",
+        trains=True,
+        train_examples=4 * (number + 1),
+        held_out_examples=1,
+        skipped_rows=0,
+        base_name="tiny",
+        base_hash="0" * 64,
+        parameters=10,
+        adapter_parameters=16,
+        quantization="none",
+        compute_dtype="float32",
+        load_seconds=0.0,
+    )
+    return replace(reply, **changed)
 
 
 def train_reply(number: int, request: TrainRequest, **changed: object):  # type: ignore[no-untyped-def]
@@ -262,11 +268,7 @@ def test_a_slow_client_is_named_and_nobody_waits_for_it(tmp_path: Path) -> None:
 def test_a_site_with_another_base_model_is_left_out(tmp_path: Path) -> None:
     def other_base(message: Message, number: int) -> Message | None:
         if message.metadata.message_type == "query.hello" and number == 2:
-            stranger = HelloReply(
-                protocol=1, version="0", site="site2", train_examples=4, held_out_examples=1, skipped_rows=0,
-                base_name="tiny", base_hash="f" * 64, parameters=10, adapter_parameters=16,
-                quantization="none", compute_dtype="float32", load_seconds=0.0,
-            )  # fmt: skip
+            stranger = hello_reply(number, base_hash="f" * 64)
             return Message(content(stranger), reply_to=message)
         return None
 
@@ -279,11 +281,7 @@ def test_a_site_with_another_base_model_is_left_out(tmp_path: Path) -> None:
 def test_two_sites_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
     def twin(message: Message, number: int) -> Message | None:
         if message.metadata.message_type == "query.hello" and number == 2:
-            twin_reply = HelloReply(
-                protocol=1, version="0", site="site0", train_examples=4, held_out_examples=1, skipped_rows=0,
-                base_name="tiny", base_hash="0" * 64, parameters=10, adapter_parameters=16,
-                quantization="none", compute_dtype="float32", load_seconds=0.0,
-            )  # fmt: skip
+            twin_reply = hello_reply(number, site="site0")
             return Message(content(twin_reply), reply_to=message)
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from fedtune.observability.events import (
@@ -20,6 +21,7 @@ from fedtune.observability.events import (
     RoundStarted,
     RunFinished,
     RunStarted,
+    SecureSum,
     Sites,
     SiteSize,
     Split,
@@ -83,6 +85,7 @@ def synthetic_run(
     rounds: int = 4,
     method: Literal["fedavg", "alternating"] = "fedavg",
     baselines: bool = True,
+    secure: bool = False,
     failure: bool = True,
     finish: bool = True,
     names: Sequence[str] = tuple(SITES),
@@ -95,7 +98,8 @@ def synthetic_run(
     Sites are those of ``rows_and_base``, or ``SITES`` under other names.
 
     With ``failure``, the fourth site fails in training in round 2 and in round 3 evaluates nothing. The last
-    site is one that federation does not help, when baselines are there.
+    site is one that federation does not help, when baselines are there. With ``secure``, the server learns
+    sums alone, and round 2 is burnt.
     """
     random_ = random.Random(seed)
     sizes = dict(rows_and_base or zip(names, SITES.values(), strict=False))
@@ -200,6 +204,9 @@ def synthetic_run(
             )  # fmt: skip
             clock += 0.02
         clock += 0.12
+        if secure:
+            _hide(events, round_)
+            events.append(_secure_sum(clock, round_, tuple(trained), opened=round_ != 2))
         total = sum(trained.values())
         events.append(
             RoundAggregated(
@@ -265,6 +272,24 @@ def synthetic_run(
 def _gain(round_: int) -> float:
     """Nats below the base after a round: the shape of a real run (0.49, 0.57, 0.60, 0.63)."""
     return (0.0, 0.49, 0.57, 0.60, 0.63)[round_] if round_ < 5 else 0.66 - 0.15 / round_
+
+
+def _hide(events: list[Event], round_: int) -> None:
+    """Take from the record of a round what sites do not say under secure aggregation."""
+    for index, event in enumerate(events):
+        if isinstance(event, ClientTrained) and event.round == round_:
+            events[index] = replace(
+                event, examples=None, tokens=None, loss_before=None, loss_after=None,
+                peak_memory_mib=None, delta_norm=None,
+            )  # fmt: skip
+
+
+def _secure_sum(time: float, round_: int, clients: tuple[str, ...], *, opened: bool) -> SecureSum:
+    return SecureSum(
+        time=time, round=round_, opened=opened, reason=None if opened else "too few sites confirmed",
+        clients=clients if opened else (), attempts=1, seconds=1.5,
+        uplink_bytes=20_000_000 * len(clients), downlink_bytes=9_000 * len(clients),
+    )  # fmt: skip
 
 
 def _split(sizes: dict[str, tuple[int, float]], random_: random.Random) -> Split:
