@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from fedtune import __version__
 from fedtune.errors import FedtuneError
@@ -31,6 +31,8 @@ EXAMPLES = {
     "version": ("print the version", "fedtune version"),
 }
 """Command -> (what it does, an example)."""
+
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _EPILOG = "The reference of all commands and exit codes is docs/reference/command-line.md."
 
@@ -87,8 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _json(_add(commands, "doctor"))
 
     data = _add(commands, "data")
-    data_commands = data.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
-    check = data_commands.add_parser(
+    check = _below(data, "data_command").add_parser(
         "check",
         help="every problem of a file, and what the model will see of it",
         epilog="Example: fedtune data check rows.csv 'data.columns={output: answer}'",
@@ -125,12 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     _run_argument(report)
     _json(report)
 
-    bench = _add(commands, "bench")
-    bench.add_argument("name", choices=["startup"], help="what to measure")
-    bench.add_argument(
-        "--repeats", type=_count, default=10, metavar="N", help="fresh processes (default: 10)"
-    )
-    _json(bench)
+    _bench(_below(_add(commands, "bench"), "bench_command"))
 
     completion = _add(commands, "completion")
     completion.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="your shell")
@@ -139,7 +135,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> argparse.ArgumentParser:
+def _bench(commands: _Commands) -> None:
+    startup = commands.add_parser("startup", help="start-up times, as medians of fresh processes")
+    startup.add_argument(
+        "--repeats", type=_count, default=10, metavar="N", help="fresh processes (default: 10)"
+    )
+    _json(startup)
+
+    secagg = commands.add_parser("secagg", help="secure aggregation beside Flower's SecAgg+")
+    secagg.add_argument("--scale", action="store_true", help="also 1,000 clients: some minutes more")
+    _json(secagg)
+
+
+def _below(parser: argparse.ArgumentParser, dest: str) -> _Commands:
+    return parser.add_subparsers(dest=dest, metavar="COMMAND", required=True)
+
+
+def _add(commands: _Commands, name: str) -> argparse.ArgumentParser:
     purpose, example = EXAMPLES[name]
     return commands.add_parser(
         name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", epilog=f"Example: {example}"
