@@ -26,6 +26,7 @@ EXAMPLES = {
     "chat": ("talk to the model that a run made", "fedtune chat runs/demo"),
     "export": ("copy a run's adapter, or merge it into the base", "fedtune export runs/demo --merged out"),
     "report": ("what a run gave: a summary, and its report drawn anew", "fedtune report runs/demo"),
+    "keys": ("a site's identity, and the roster that sites agree on", "fedtune keys identity site.pem"),
     "bench": ("the measurements that the README quotes", "fedtune bench startup"),
     "completion": ("completion for your shell", "fedtune completion bash"),
     "version": ("print the version", "fedtune version"),
@@ -126,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     _run_argument(report)
     _json(report)
 
+    _keys(_below(_add(commands, "keys"), "keys_command"))
     _bench(_below(_add(commands, "bench"), "bench_command"))
 
     completion = _add(commands, "completion")
@@ -133,6 +135,68 @@ def build_parser() -> argparse.ArgumentParser:
 
     _json(_add(commands, "version"))
     return parser
+
+
+def _keys(commands: _Commands) -> None:
+    identity = commands.add_parser("identity", help="make a site's identity, once; print its fingerprint")
+    identity.add_argument("file", metavar="FILE", help="the private key: a new file")
+    identity.add_argument("--show", action="store_true", help="print what an existing file is")
+    _json(identity)
+
+    roster = commands.add_parser("roster", help="who belongs to the federation, and who believes it")
+    _roster(_below(roster, "roster_command"))
+
+    spent = commands.add_parser("spent", help="the journal of opened updates of this site")
+    spent.add_argument("journal", metavar="JOURNAL", help="the site's journal file")
+    spent.add_argument("--release", type=_count, metavar="N", help="let entry N be opened once more")
+    spent.add_argument("--operator", metavar="NAME", help="who releases; kept in the journal")
+    spent.add_argument("--reason", metavar="TEXT", help="why; kept in the journal")
+    _json(spent)
+
+
+def _roster(commands: _Commands) -> None:
+    entry = commands.add_parser("entry", help="a site's own application for the roster, signed by it")
+    _identity(entry)
+    _federation(entry)
+    entry.add_argument("--site", required=True, metavar="NAME", help="the site's name, for people")
+    weight = entry.add_mutually_exclusive_group()
+    weight.add_argument("--weight", type=_count, default=1, metavar="W", help="a power of two (default: 1)")
+    weight.add_argument(
+        "--weight-from-examples", type=_count, metavar="N", help="the power of two below N; N is not written"
+    )
+    entry.add_argument("--group", default="", metavar="G", help="sites of a group join and leave together")
+    entry.add_argument("--out", required=True, metavar="ENTRY", help="where to write the entry")
+    _json(entry)
+
+    make = commands.add_parser("make", help="the coordinator's: entries of all sites into the next version")
+    make.add_argument("entries", nargs="+", metavar="ENTRY", help="the entry of every site that is to belong")
+    _federation(make)
+    make.add_argument("--after", metavar="ROSTER", help="the version before; without it this is version 1")
+    make.add_argument("--out", required=True, metavar="ROSTER", help="where to write the version: a new file")
+    _json(make)
+
+    show = commands.add_parser("show", help="what a roster file says; nothing is accepted")
+    show.add_argument("roster", metavar="ROSTER", help="a roster file")
+    _json(show)
+
+    accept = commands.add_parser("accept", help="let this site believe a version from now on")
+    _pin(accept)
+    accept.add_argument(
+        "rosters", nargs="+", metavar="ROSTER", help="the versions since the accepted one, oldest first"
+    )
+    by = accept.add_mutually_exclusive_group()
+    by.add_argument("--fingerprint", metavar="TEXT", help="the roster's, as heard over another channel")
+    by.add_argument(
+        "--quorum", action="store_true", help="on the countersignatures of members of the version before"
+    )
+    _json(accept)
+
+    countersign = commands.add_parser("countersign", help="vouch for the version after the accepted one")
+    _identity(countersign)
+    _pin(countersign)
+    countersign.add_argument("roster", metavar="ROSTER", help="the next version")
+    countersign.add_argument("--out", metavar="ROSTER", help="where to write it (default: the same file)")
+    _json(countersign)
 
 
 def _bench(commands: _Commands) -> None:
@@ -149,6 +213,18 @@ def _bench(commands: _Commands) -> None:
 
 def _below(parser: argparse.ArgumentParser, dest: str) -> _Commands:
     return parser.add_subparsers(dest=dest, metavar="COMMAND", required=True)
+
+
+def _identity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--identity", required=True, metavar="FILE", help="the site's private key")
+
+
+def _federation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--federation", required=True, metavar="NAME", help="the federation's name")
+
+
+def _pin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pin", required=True, metavar="PIN", help="the site's file of the accepted version")
 
 
 def _add(commands: _Commands, name: str) -> argparse.ArgumentParser:

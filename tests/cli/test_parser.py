@@ -107,6 +107,9 @@ def test_overrides_and_options_mix_freely(arguments: list[str]) -> None:
         ["bench", "startup", "--repeats", "0"],
         ["bench", "startup", "--scale"],
         ["bench"],
+        ["keys", "roster"],
+        ["keys", "roster", "entry", "--weight", "2", "--weight-from-examples", "2"],
+        ["keys", "roster", "accept", "r.json", "--pin", "p.json", "--quorum", "--fingerprint", "x"],
     ],
 )
 def test_a_line_that_cannot_be_parsed_ends_with_2(
