@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from fedtune import __version__
 from fedtune.errors import FedtuneError
@@ -26,11 +26,14 @@ EXAMPLES = {
     "chat": ("talk to the model that a run made", "fedtune chat runs/demo"),
     "export": ("copy a run's adapter, or merge it into the base", "fedtune export runs/demo --merged out"),
     "report": ("what a run gave: a summary, and its report drawn anew", "fedtune report runs/demo"),
+    "keys": ("a site's identity, and the roster that sites agree on", "fedtune keys identity site.pem"),
     "bench": ("the measurements that the README quotes", "fedtune bench startup"),
     "completion": ("completion for your shell", "fedtune completion bash"),
     "version": ("print the version", "fedtune version"),
 }
 """Command -> (what it does, an example)."""
+
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _EPILOG = "The reference of all commands and exit codes is docs/reference/command-line.md."
 
@@ -87,8 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     _json(_add(commands, "doctor"))
 
     data = _add(commands, "data")
-    data_commands = data.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
-    check = data_commands.add_parser(
+    check = _below(data, "data_command").add_parser(
         "check",
         help="every problem of a file, and what the model will see of it",
         epilog="Example: fedtune data check rows.csv 'data.columns={output: answer}'",
@@ -125,12 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
     _run_argument(report)
     _json(report)
 
-    bench = _add(commands, "bench")
-    bench.add_argument("name", choices=["startup"], help="what to measure")
-    bench.add_argument(
-        "--repeats", type=_count, default=10, metavar="N", help="fresh processes (default: 10)"
-    )
-    _json(bench)
+    _keys(_below(_add(commands, "keys"), "keys_command"))
+    _bench(_below(_add(commands, "bench"), "bench_command"))
 
     completion = _add(commands, "completion")
     completion.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="your shell")
@@ -139,7 +137,97 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> argparse.ArgumentParser:
+def _keys(commands: _Commands) -> None:
+    identity = commands.add_parser("identity", help="make a site's identity, once; print its fingerprint")
+    identity.add_argument("file", metavar="FILE", help="the private key: a new file")
+    identity.add_argument("--show", action="store_true", help="print what an existing file is")
+    _json(identity)
+
+    roster = commands.add_parser("roster", help="who belongs to the federation, and who believes it")
+    _roster(_below(roster, "roster_command"))
+
+    spent = commands.add_parser("spent", help="the journal of opened updates of this site")
+    spent.add_argument("journal", metavar="JOURNAL", help="the site's journal file")
+    spent.add_argument("--release", type=_count, metavar="N", help="let entry N be opened once more")
+    spent.add_argument("--operator", metavar="NAME", help="who releases; kept in the journal")
+    spent.add_argument("--reason", metavar="TEXT", help="why; kept in the journal")
+    _json(spent)
+
+
+def _roster(commands: _Commands) -> None:
+    entry = commands.add_parser("entry", help="a site's own application for the roster, signed by it")
+    _identity(entry)
+    _federation(entry)
+    entry.add_argument("--site", required=True, metavar="NAME", help="the site's name, for people")
+    weight = entry.add_mutually_exclusive_group()
+    weight.add_argument("--weight", type=_count, default=1, metavar="W", help="a power of two (default: 1)")
+    weight.add_argument(
+        "--weight-from-examples", type=_count, metavar="N", help="the power of two below N; N is not written"
+    )
+    entry.add_argument("--group", default="", metavar="G", help="sites of a group join and leave together")
+    entry.add_argument("--out", required=True, metavar="ENTRY", help="where to write the entry")
+    _json(entry)
+
+    make = commands.add_parser("make", help="the coordinator's: entries of all sites into the next version")
+    make.add_argument("entries", nargs="+", metavar="ENTRY", help="the entry of every site that is to belong")
+    _federation(make)
+    make.add_argument("--after", metavar="ROSTER", help="the version before; without it this is version 1")
+    make.add_argument("--out", required=True, metavar="ROSTER", help="where to write the version: a new file")
+    _json(make)
+
+    show = commands.add_parser("show", help="what a roster file says; nothing is accepted")
+    show.add_argument("roster", metavar="ROSTER", help="a roster file")
+    _json(show)
+
+    accept = commands.add_parser("accept", help="let this site believe a version from now on")
+    _pin(accept)
+    accept.add_argument(
+        "rosters", nargs="+", metavar="ROSTER", help="the versions since the accepted one, oldest first"
+    )
+    by = accept.add_mutually_exclusive_group()
+    by.add_argument("--fingerprint", metavar="TEXT", help="the roster's, as heard over another channel")
+    by.add_argument(
+        "--quorum", action="store_true", help="on the countersignatures of members of the version before"
+    )
+    _json(accept)
+
+    countersign = commands.add_parser("countersign", help="vouch for the version after the accepted one")
+    _identity(countersign)
+    _pin(countersign)
+    countersign.add_argument("roster", metavar="ROSTER", help="the next version")
+    countersign.add_argument("--out", metavar="ROSTER", help="where to write it (default: the same file)")
+    _json(countersign)
+
+
+def _bench(commands: _Commands) -> None:
+    startup = commands.add_parser("startup", help="start-up times, as medians of fresh processes")
+    startup.add_argument(
+        "--repeats", type=_count, default=10, metavar="N", help="fresh processes (default: 10)"
+    )
+    _json(startup)
+
+    secagg = commands.add_parser("secagg", help="secure aggregation beside Flower's SecAgg+")
+    secagg.add_argument("--scale", action="store_true", help="also 1,000 clients: some minutes more")
+    _json(secagg)
+
+
+def _below(parser: argparse.ArgumentParser, dest: str) -> _Commands:
+    return parser.add_subparsers(dest=dest, metavar="COMMAND", required=True)
+
+
+def _identity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--identity", required=True, metavar="FILE", help="the site's private key")
+
+
+def _federation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--federation", required=True, metavar="NAME", help="the federation's name")
+
+
+def _pin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pin", required=True, metavar="PIN", help="the site's file of the accepted version")
+
+
+def _add(commands: _Commands, name: str) -> argparse.ArgumentParser:
     purpose, example = EXAMPLES[name]
     return commands.add_parser(
         name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", epilog=f"Example: {example}"

@@ -1,4 +1,4 @@
-"""``fedtune bench NAME``: the measurements that the README quotes, each over fresh processes."""
+"""``fedtune bench NAME``: the measurements that the README quotes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from collections.abc import Callable
 
 from fedtune.commands.reporting import print_json, say
 from fedtune.config.compose import compose
+from fedtune.errors import MachineError, Problem
 
 __all__ = ["run"]
+
+Value = float | bool | list[float]
+"""A figure, whether something holds, or [least, most]."""
 
 _LOADS = """
 import time
@@ -32,29 +36,36 @@ def run(arguments: argparse.Namespace) -> int:
 
     Returns:
         0.
+
+    Raises:
+        MachineError: FT804, what is compared with cannot be imported.
     """
     from fedtune.models.hardware import machine_facts  # noqa: PLC0415
 
-    figures = _startup(arguments.repeats)
+    figures = _BENCHES[arguments.bench_command](arguments)
     if arguments.json:
-        print_json({"bench": arguments.name, "figures": figures, "machine": machine_facts()})
+        print_json({"bench": arguments.bench_command, "figures": figures, "machine": machine_facts()})
+    width = max(len(key) for key in figures)
     for key, value in figures.items():
-        say(f"{key:<27} {value:.4g}")
+        say(f"{key:<{width}} {_shown(value)}")
     return 0
 
 
-def _startup(repeats: int) -> dict[str, float]:
+def _startup(arguments: argparse.Namespace) -> dict[str, Value]:
     """Seconds of ``fedtune --help`` and ``import fedtune`` as processes, and of loading the demo's base."""
     compose(["experiment=demo"])
     load = [sys.executable, "-c", _LOADS]
+    _part("loading the demo's base model, once unmeasured")
     _printed(load)
+    repeats: int = arguments.repeats
     measures: dict[str, tuple[Callable[[], float], int]] = {
         "help_seconds": (lambda: _wall([sys.executable, "-m", "fedtune", "--help"]), repeats),
         "import_seconds": (lambda: _wall([sys.executable, "-c", "import fedtune"]), repeats),
         "model_load_seconds": (lambda: float(_printed(load)), min(repeats, _MODEL_LOADS)),
     }
-    figures: dict[str, float] = {}
+    figures: dict[str, Value] = {}
     for key, (measure, times) in measures.items():
+        _part(f"{key}, {times} times")
         values = [measure() for _ in range(times)]
         figures |= {
             key: statistics.median(values),
@@ -63,6 +74,41 @@ def _startup(repeats: int) -> dict[str, float]:
             f"{key}_repeats": times,
         }
     return figures
+
+
+def _secagg(arguments: argparse.Namespace) -> dict[str, Value]:
+    """Secure aggregation and Flower's SecAgg+, in this process on one core."""
+    from fedtune.secagg.bench import bench_secagg  # noqa: PLC0415
+
+    try:
+        return bench_secagg(scale=arguments.scale, on_part=_part)
+    except ImportError as error:
+        raise MachineError(
+            Problem(
+                code="FT804",
+                what=f"Flower's SecAgg+, which is measured beside ours, cannot be imported: {error}",
+                where="flwr",
+                fix="install the version of flwr that fedtune asks for: fedtune doctor names it",
+            )
+        ) from error
+
+
+_BENCHES: dict[str, Callable[[argparse.Namespace], dict[str, Value]]] = {
+    "startup": _startup,
+    "secagg": _secagg,
+}
+
+
+def _part(name: str) -> None:
+    say(f"measuring {name} …")
+
+
+def _shown(value: Value) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_shown, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _wall(command: list[str]) -> float:

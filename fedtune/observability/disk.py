@@ -28,12 +28,13 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path, *, kept: str) -> Iterator[None]:
+def disk_errors(path: Path, *, kept: str, again: str | None = None) -> Iterator[None]:
     """Turn an OSError into a RunError that says what is kept.
 
     Args:
         path: What was being written.
         kept: What is on the disk all the same, as the end of "kept: ...".
+        again: What to do once the cause is gone, where the file is no part of a run.
 
     Raises:
         RunError: FT705 for a full disk, quota or file size limit; FT707 for any other refusal.
@@ -41,21 +42,21 @@ def disk_errors(path: Path, *, kept: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        larger = "" if again else ", or move the run's folder to a larger disk and set runs_dir= to it"
+        then = again or "go on with resume=true"
         if error.errno in _FULL:
             problem = Problem(
                 code="FT705",
                 what=f"there is no space left to write this file ({error.strerror}); kept: {kept}",
                 where=str(path),
-                fix="free some space, or move the run's folder to a larger disk and set runs_dir= to it; "
-                "then go on with resume=true",
+                fix=f"free some space{larger}; then {then}",
             )
         else:
             problem = Problem(
                 code="FT707",
                 what=f"this cannot be written ({error.strerror}); kept: {kept}",
                 where=str(error.filename or path),
-                fix="check that the folder is there, is writable and its disk healthy; then go on with "
-                "resume=true",
+                fix=f"check that the folder is there, is writable and its disk healthy; then {then}",
             )
         raise RunError(problem) from error
 
@@ -79,19 +80,20 @@ def sync_directory(path: Path) -> None:
 _UNTOUCHED = "what was there before under this name, and the rest of the run"
 
 
-def write_atomic(path: Path, data: bytes, *, kept: str = _UNTOUCHED) -> None:
+def write_atomic(path: Path, data: bytes, *, kept: str = _UNTOUCHED, again: str | None = None) -> None:
     """Write a file under a temporary name, fsync it, rename it: a reader sees the old file or the new one.
 
     Args:
         path: The file, in a folder that is there.
         data: The whole content.
         kept: Said in the error, as in disk_errors.
+        again: Likewise.
 
     Raises:
         RunError: FT705 or FT707; ``path`` is then as it was before, and nothing temporary is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    with disk_errors(path, kept=kept):
+    with disk_errors(path, kept=kept, again=again):
         try:
             _write_new(temporary, data)
             os.replace(temporary, path)

@@ -8,10 +8,12 @@ bytes in, bytes out.
 Read in this order::
 
     problems    canonical   wire        codes and their fixes; one encoding for hashes; a strict parser
+    fields                              the same for JSON files
     primitives  identity    masks       shamir          the cryptography
     layout      encoding    rounding    bounds -> integers of a ring, and the proof that no sum overflows
     thresholds  graph       promise     policy          how many must stay, who shares with whom, what is held
-    roster      pinning     spent       cohorts  ledger what a site keeps on its disk: never a secret
+    entry       roster      files       pinning         who belongs, and which version a site believes
+    spent       cohorts     ledger                      what a site keeps on its disk: never a secret
     hashes      broadcast   derivation                  what an attempt is bound to, and the keys behind it
     messages    trips                                   the bytes of every trip
     states      checks      steps       client          one explicit state machine for a site ...

@@ -47,25 +47,42 @@ Figures = dict[str, float | bool | list[float]]
 
 PARAMETERS: Final = 10_000_000
 COHORT: Final = 10
+CLIENTS: Final = 1000
 DELTA_STD: Final = 1e-4
 MAX_WEIGHT: Final = 50
 
 
-def bench_secagg(*, scale: bool) -> Figures:
+def bench_secagg(*, scale: bool, on_part: Callable[[str], None] | None = None) -> Figures:
     """All figures of the module's table.
 
     Args:
         scale: Also the 1,000 clients, which take some minutes.
+        on_part: Called with a part's name before it is measured.
+
+    Raises:
+        ImportError: Flower's SecAgg+ is not where it was.
     """
     figures: Figures = {}
-    if scale:  # first, so that its peak of memory is its own
-        figures |= _scale(clients=1000, parameters=100_000, dropped=50)
-    figures |= _masking(parameters=PARAMETERS, repeats=7)
-    figures |= _wire(parameters=PARAMETERS)
-    figures |= _errors(parameters=100_000)
-    for members, repeats in ((10, 5), (100, 3)):
-        figures |= _unmasking(members=members, parameters=PARAMETERS, repeats=repeats)
+    for name, measure in _parts(scale=scale).items():
+        if on_part is not None:
+            on_part(name)
+        figures |= measure()
     return figures
+
+
+def _parts(*, scale: bool) -> dict[str, Callable[[], Figures]]:
+    parts: dict[str, Callable[[], Figures]] = {}
+    if scale:  # first, so that its peak of memory is its own
+        parts[f"the whole protocol with {CLIENTS:,} clients"] = lambda: _scale(
+            clients=CLIENTS, parameters=100_000, dropped=CLIENTS // 20
+        )
+    return parts | {
+        f"masking of {PARAMETERS:,} parameters": lambda: _masking(parameters=PARAMETERS, repeats=7),
+        "bytes that a client sends": lambda: _wire(parameters=PARAMETERS),
+        "errors of the decoded mean": lambda: _errors(parameters=100_000),
+        "unmasking in a cohort of 10": lambda: _unmasking(members=10, parameters=PARAMETERS, repeats=5),
+        "unmasking in a cohort of 100": lambda: _unmasking(members=100, parameters=PARAMETERS, repeats=3),
+    }
 
 
 def _timed(action: Callable[[], object]) -> float:

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -23,6 +23,7 @@ __all__ = ["IDENTITY_BYTES", "SIGNATURE_BYTES", "Identity", "verify"]
 
 IDENTITY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
+_MAX_PEM_BYTES: Final = 64 * 2**10
 
 
 def _signed_bytes(purpose: str, signer: bytes, body: bytes | memoryview) -> bytes:
@@ -86,27 +87,38 @@ class Identity:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                file.write(pem)
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                path.unlink()  # half a key would stand in the way of a whole one
+                raise
 
     @classmethod
     def load(cls, path: Path) -> Identity:
         """Read a key that `save` wrote.
 
         Raises:
-            SecureAggregationError: FT925, the file is not an Ed25519 key or others can read it.
+            SecureAggregationError: FT928, the file cannot be read, is not an Ed25519 key, or others can read
+                it.
         """
-        if path.stat().st_mode & 0o077:
+        try:
+            with path.open("rb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                pem = file.read(_MAX_PEM_BYTES)
+        except OSError as error:
             raise refusal(
-                "FT925",
-                f"the identity key can be read by others (mode {path.stat().st_mode & 0o777:o})",
-                where=str(path),
+                "FT928", f"the identity key cannot be read: {error.strerror}", where=str(path)
+            ) from None
+        if mode & 0o077:
+            raise refusal(
+                "FT928", f"the identity key can be read by others (mode {mode & 0o777:o})", where=str(path)
             )
         try:
-            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-        except (ValueError, TypeError) as error:
-            raise refusal("FT925", f"not a private key in PEM: {error}", where=str(path)) from None
+            key = serialization.load_pem_private_key(pem, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise refusal("FT928", f"not a private key in PEM: {error}", where=str(path)) from None
         if not isinstance(key, Ed25519PrivateKey):
-            raise refusal("FT925", f"an Ed25519 key is needed, got {type(key).__name__}", where=str(path))
+            raise refusal("FT928", f"an Ed25519 key is needed, got {type(key).__name__}", where=str(path))
         return cls(key)

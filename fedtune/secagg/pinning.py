@@ -12,8 +12,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedtune.observability.disk import write_atomic
+from fedtune.secagg.files import read_roster
 from fedtune.secagg.problems import refusal
-from fedtune.secagg.roster import Roster, fingerprint, parse_roster
+from fedtune.secagg.roster import Roster, fingerprint
 from fedtune.secagg.thresholds import threshold
 
 __all__ = ["PinnedRoster"]
@@ -26,12 +28,17 @@ class PinnedRoster:
         path: JSON file of the accepted version; need not exist before the first acceptance.
 
     Raises:
-        SecureAggregationError: FT918, the file is damaged.
+        SecureAggregationError: FT918, the file is damaged or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._roster = parse_roster(path.read_bytes()) if path.exists() else None
+        self._roster = read_roster(path) if os.path.lexists(path) else None
+
+    @property
+    def pinned(self) -> Roster | None:
+        """The accepted version, or None before the first acceptance."""
+        return self._roster
 
     @property
     def roster(self) -> Roster:
@@ -50,15 +57,15 @@ class PinnedRoster:
         Args:
             chain: Versions that follow the pinned one, oldest first. The very first acceptance may start
                 at any version, because nothing is pinned yet.
-            confirmed: The fingerprint as the operator typed it; case and spaces do not matter.
+            confirmed: The fingerprint as the operator typed it; case, spaces and hyphens do not matter.
 
         Raises:
             SecureAggregationError: FT918, the chain does not follow or the fingerprint is another one.
+            RunError: FT705 or FT707, the pin file cannot be written; the version before stays pinned.
         """
-        newest = self._linked(chain)
+        newest = self.newest_of(chain)
         expected = fingerprint(newest.hash)
-        typed = "".join(confirmed.lower().split())
-        if not hmac.compare_digest(typed.encode(), expected.encode()):
+        if not hmac.compare_digest(_spoken(confirmed), _spoken(expected)):
             raise refusal(
                 "FT918",
                 f"version {newest.version} has the fingerprint {expected}, "
@@ -77,9 +84,10 @@ class PinnedRoster:
 
         Raises:
             SecureAggregationError: FT918, with the version that lacks countersignatures.
+            RunError: FT705 or FT707, the pin file cannot be written; the version before stays pinned.
         """
         before = self.roster
-        newest = self._linked(chain)
+        newest = self.newest_of(chain)
         for version in chain:
             needed = max(threshold(len(before.entries)), quorum or 0)
             vouched = len(version.vouchers() & before.members.keys())
@@ -93,7 +101,12 @@ class PinnedRoster:
             before = version
         return self._pin(newest)
 
-    def _linked(self, chain: Sequence[Roster]) -> Roster:
+    def newest_of(self, chain: Sequence[Roster]) -> Roster:
+        """The last version of a chain that follows the pinned version without a gap; nothing is pinned.
+
+        Raises:
+            SecureAggregationError: FT918, with the version that does not follow.
+        """
         if not chain:
             raise refusal("FT918", "there is no version to accept", where=str(self._path))
         before = self._roster
@@ -113,16 +126,16 @@ class PinnedRoster:
         return chain[-1]
 
     def _pin(self, roster: Roster) -> Roster:
-        temporary = self._path.with_name(self._path.name + ".new")
-        with temporary.open("w") as file:
-            file.write(roster.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_atomic(
+            self._path,
+            roster.to_json().encode(),
+            kept="the version that was pinned before",
+            again="accept the roster again",
+        )
         self._roster = roster
         return roster
+
+
+def _spoken(text: str) -> bytes:
+    """What of a fingerprint is said aloud."""
+    return "".join(text.lower().replace("-", " ").split()).encode(errors="replace")

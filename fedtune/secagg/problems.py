@@ -40,6 +40,9 @@ FIXES: Final[dict[str, str]] = {
     "FT925": "correct the site's policy before the site takes part",
     "FT926": "start a new attempt; if members had confirmed, count the round as burnt",
     "FT927": "keep the cohort fixed, or use groups that join and leave together",
+    "FT928": "name a key that `fedtune keys identity` made, readable by its owner alone (chmod 600)",
+    "FT929": "let the site sign its entry again: fedtune keys roster entry",
+    "FT930": "name another file, or move the one that is there away if nobody needs it",
 }
 
 

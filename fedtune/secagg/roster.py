@@ -6,7 +6,6 @@ its own around one victim. Whether a site believes a version is decided in `pinn
 
 from __future__ import annotations
 
-import base64
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +13,17 @@ from functools import cached_property
 from typing import Any, Final
 
 from fedtune.errors import Problem, SecureAggregationError
-from fedtune.secagg.canonical import canonical, digest
+from fedtune.secagg.canonical import digest
+from fedtune.secagg.entry import (
+    RosterEntry,
+    entry_flaws,
+    entry_from_json,
+    fingerprint,
+    name_flaws,
+    sign_entry,
+    weight_bucket,
+)
+from fedtune.secagg.fields import exactly, hex_bytes, integer, listed, parse_json, printable, string
 from fedtune.secagg.identity import IDENTITY_BYTES, SIGNATURE_BYTES, Identity, verify
 from fedtune.secagg.problems import problem, refusal
 from fedtune.secagg.wire import HASH_BYTES, MAX_MEMBERS
@@ -25,52 +34,6 @@ GENESIS: Final = bytes(HASH_BYTES)
 """The predecessor of version 1."""
 
 _FORMAT: Final = "fedtune-roster/1"
-_MAX_NAME: Final = 128
-_MAX_FILE_BYTES: Final = 64 * 2**20
-
-
-def fingerprint(value: bytes) -> str:
-    """160 bits of a hash in eight groups that two operators can read to each other."""
-    text = base64.b32encode(value[:20]).decode().lower()
-    return "-".join(text[at : at + 4] for at in range(0, len(text), 4))
-
-
-def weight_bucket(examples: int) -> int:
-    """The power of two nearest below a number of examples: what a site declares instead of the number."""
-    return 1 << (max(examples, 1).bit_length() - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RosterEntry:
-    """One member, signed by itself.
-
-    Attributes:
-        site: Its name, for people.
-        identity: Ed25519 public key, 32 bytes; its name in the protocol.
-        weight: Declared weight, a power of two (see `weight_bucket`); ignored where weights are uniform.
-        group: Members of one group join and leave a sum together; empty for none.
-        signature: By `identity` over everything above and the federation's name.
-    """
-
-    site: str
-    identity: bytes
-    weight: int = 1
-    group: str = ""
-    signature: bytes
-
-    def body(self, federation: str) -> bytes:
-        return canonical(federation, self.site, self.identity, self.weight, self.group)
-
-
-def sign_entry(
-    identity: Identity, *, federation: str, site: str, weight: int = 1, group: str = ""
-) -> RosterEntry:
-    """A site's own application for the roster."""
-    unsigned = RosterEntry(
-        site=site, identity=identity.public, weight=weight, group=group, signature=bytes(SIGNATURE_BYTES)
-    )
-    signature = identity.sign("roster entry", unsigned.body(federation))
-    return RosterEntry(site=site, identity=identity.public, weight=weight, group=group, signature=signature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,16 +114,7 @@ class Roster:
                 "federation": self.federation,
                 "version": self.version,
                 "previous": self.previous.hex(),
-                "entries": [
-                    {
-                        "site": entry.site,
-                        "identity": entry.identity.hex(),
-                        "weight": entry.weight,
-                        "group": entry.group,
-                        "signature": entry.signature.hex(),
-                    }
-                    for entry in self.entries
-                ],
+                "entries": [entry.as_json() for entry in self.entries],
                 "countersignatures": [
                     {"identity": signer.hex(), "signature": signature.hex()}
                     for signer, signature in self.countersignatures
@@ -181,22 +135,15 @@ def _roster_problems(roster: Roster) -> list[Problem]:
         problems.append(
             problem("FT918", f"{len(roster.entries)} entries, at most {MAX_MEMBERS}", where=where)
         )
+    problems += [problem("FT918", flaw, where=where) for flaw in name_flaws(roster.federation, "federation")]
     sites = Counter(entry.site for entry in roster.entries)
     identities = Counter(entry.identity for entry in roster.entries)
     for entry in roster.entries:
-        spot = f"{where}, {entry.site}"
-        if not verify(entry.identity, "roster entry", entry.body(roster.federation), entry.signature):
-            problems.append(problem("FT918", f"{entry.site} did not sign its entry", where=spot))
+        name = printable(entry.site)
+        flaws = entry_flaws(entry, roster.federation)
         if sites[entry.site] > 1 or identities[entry.identity] > 1:
-            problems.append(problem("FT918", f"{entry.site} is there more than once", where=spot))
-        if entry.weight < 1 or entry.weight & (entry.weight - 1):
-            problems.append(
-                problem(
-                    "FT918", f"{entry.site} declares {entry.weight}, weights are powers of two", where=spot
-                )
-            )
-        if not 0 < len(entry.site) <= _MAX_NAME or len(entry.group) > _MAX_NAME:
-            problems.append(problem("FT918", f"names have 1 to {_MAX_NAME} characters", where=spot))
+            flaws.append(f"{name} is there more than once")
+        problems += [problem("FT918", flaw, where=f"{where}, {name}") for flaw in flaws]
     return problems
 
 
@@ -206,77 +153,29 @@ def parse_roster(text: str | bytes) -> Roster:
     Raises:
         SecureAggregationError: FT918, the text is not such a roster or an entry in it is wrong.
     """
-    if len(text) > _MAX_FILE_BYTES:
-        raise refusal("FT918", f"a roster of {len(text)} bytes is too large", where="roster")
     try:
-        raw = json.loads(text, object_pairs_hook=_no_duplicate_keys)
-        _exactly(raw, "format", "federation", "version", "previous", "entries", "countersignatures")
-        _this_format(raw["format"])
-        return Roster(
-            federation=_string(raw["federation"]),
-            version=_integer(raw["version"]),
-            previous=_hex(raw["previous"], HASH_BYTES),
-            entries=tuple(_entry(item) for item in _list(raw["entries"])),
-            countersignatures=tuple(_countersignature(item) for item in _list(raw["countersignatures"])),
+        raw = parse_json(text)
+        exactly(
+            raw,
+            "format",
+            "federation",
+            "version",
+            "previous",
+            "entries",
+            "countersignatures",
+            form=_FORMAT,
         )
-    except (ValueError, TypeError, RecursionError) as error:
+        return Roster(
+            federation=string(raw["federation"]),
+            version=integer(raw["version"]),
+            previous=hex_bytes(raw["previous"], HASH_BYTES),
+            entries=tuple(entry_from_json(item) for item in listed(raw["entries"])),
+            countersignatures=tuple(_countersignature(item) for item in listed(raw["countersignatures"])),
+        )
+    except (ValueError, TypeError) as error:
         raise refusal("FT918", f"not a roster: {error}", where="roster") from None
 
 
-def _this_format(raw: Any) -> None:
-    if raw != _FORMAT:
-        raise ValueError(f"format is {raw!r}, expected {_FORMAT!r}")
-
-
-def _entry(raw: Any) -> RosterEntry:
-    _exactly(raw, "site", "identity", "weight", "group", "signature")
-    return RosterEntry(
-        site=_string(raw["site"]),
-        identity=_hex(raw["identity"], IDENTITY_BYTES),
-        weight=_integer(raw["weight"]),
-        group=_string(raw["group"]),
-        signature=_hex(raw["signature"], SIGNATURE_BYTES),
-    )
-
-
 def _countersignature(raw: Any) -> tuple[bytes, bytes]:
-    _exactly(raw, "identity", "signature")
-    return _hex(raw["identity"], IDENTITY_BYTES), _hex(raw["signature"], SIGNATURE_BYTES)
-
-
-def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"a key occurs twice among {keys}")
-    return dict(pairs)
-
-
-def _exactly(raw: Any, *keys: str) -> None:
-    if not isinstance(raw, dict) or set(raw) != set(keys):
-        raise ValueError(f"expected an object with the keys {list(keys)}")
-
-
-def _string(raw: Any) -> str:
-    if not isinstance(raw, str):
-        raise TypeError(f"expected a string, got {type(raw).__name__}")
-    raw.encode()  # a lone surrogate cannot be hashed
-    return raw
-
-
-def _integer(raw: Any) -> int:
-    if type(raw) is not int or not 0 <= raw < 2**63:
-        raise TypeError(f"expected a whole number, got {raw!r}")
-    return raw
-
-
-def _list(raw: Any) -> list[Any]:
-    if not isinstance(raw, list):
-        raise TypeError(f"expected a list, got {type(raw).__name__}")
-    return raw
-
-
-def _hex(raw: Any, size: int) -> bytes:
-    value = bytes.fromhex(_string(raw))
-    if len(value) != size or value.hex() != raw:
-        raise ValueError(f"expected {size} bytes in lower-case hex, got {raw!r:.80}")
-    return value
+    exactly(raw, "identity", "signature")
+    return hex_bytes(raw["identity"], IDENTITY_BYTES), hex_bytes(raw["signature"], SIGNATURE_BYTES)

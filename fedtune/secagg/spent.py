@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedtune.secagg.fields import hex_bytes
 from fedtune.secagg.ledger import Ledger
 from fedtune.secagg.problems import refusal
+from fedtune.secagg.wire import HASH_BYTES
 
 __all__ = ["SpentJournal", "UpdateOrigin"]
+
+_HASHES = ("base", "adapter", "config", "samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,17 @@ class UpdateOrigin:
     samples: bytes
 
     def as_json(self) -> dict[str, str]:
-        return {key: getattr(self, key).hex() for key in ("base", "adapter", "config", "samples")}
+        return {key: getattr(self, key).hex() for key in _HASHES}
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> UpdateOrigin:
+        """The origin that a line of the journal is about.
+
+        Raises:
+            ValueError: A hash is missing or is none.
+            TypeError: A hash has another type.
+        """
+        return cls(**{key: hex_bytes(line.get(key), HASH_BYTES) for key in _HASHES})
 
 
 class SpentJournal:

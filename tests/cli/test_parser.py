@@ -35,6 +35,17 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
     return {name: command for action in actions for name, command in action.choices.items()}
 
 
+def leaves(parser: argparse.ArgumentParser, name: str = "fedtune") -> dict[str, argparse.ArgumentParser]:
+    """Every command that can be run, by what is typed to run it."""
+    inner = subcommands(parser)
+    if not inner:
+        return {name: parser}
+    found = {}
+    for word, command in inner.items():
+        found |= leaves(command, f"{name} {word}")
+    return found
+
+
 def test_fedtune_alone_prints_every_command_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     printed = capsys.readouterr().out
@@ -94,6 +105,11 @@ def test_overrides_and_options_mix_freely(arguments: list[str]) -> None:
         ["report"],
         ["report", "a", "b"],
         ["bench", "startup", "--repeats", "0"],
+        ["bench", "startup", "--scale"],
+        ["bench"],
+        ["keys", "roster"],
+        ["keys", "roster", "entry", "--weight", "2", "--weight-from-examples", "2"],
+        ["keys", "roster", "accept", "r.json", "--pin", "p.json", "--quorum", "--fingerprint", "x"],
     ],
 )
 def test_a_line_that_cannot_be_parsed_ends_with_2(
@@ -211,14 +227,11 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 
 def test_the_reference_names_every_command_option_and_exit_code() -> None:
     page = (DOCS / "command-line.md").read_text(encoding="utf-8")
-    for name, parser in subcommands(cli.build_parser()).items():
-        inner = subcommands(parser) or {"": parser}
-        for deeper, command in inner.items():
-            title = f"fedtune {name} {deeper}".rstrip()
-            assert f"## `{title}" in page
-            section = page.partition(f"## `{title}")[2].partition("\n## ")[0]
-            for action in command._actions:
-                for option in action.option_strings:
-                    assert option in ("-h", "--help") or f"`{option}" in section, f"{title}: {option}"
+    for title, command in leaves(cli.build_parser()).items():
+        assert f"## `{title}" in page
+        section = page.partition(f"## `{title}")[2].partition("\n## ")[0]
+        for action in command._actions:
+            for option in action.option_strings:
+                assert option in ("-h", "--help") or f"`{option}" in section, f"{title}: {option}"
     for kind in FedtuneError.__subclasses__():
         assert f"| {kind.exit_code} | `{kind.__name__}`" in page

@@ -112,10 +112,22 @@ def test_an_identity_survives_its_file_and_is_never_overwritten_or_shown(tmp_pat
 
 def test_a_file_that_is_no_ed25519_key_is_refused(tmp_path) -> None:
     path = tmp_path / "identity.pem"
+    with pytest.raises(Exception, match=r"FT928.*cannot be read"):
+        Identity.load(path)
     path.write_text("nonsense")
     path.chmod(0o600)
-    with pytest.raises(Exception, match="FT925"):
+    with pytest.raises(Exception, match="FT928"):
         Identity.load(path)
+
+
+def test_half_a_key_does_not_stay_when_the_disk_is_full(tmp_path, monkeypatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        Identity.generate().save(tmp_path / "identity.pem")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_canonical_tells_apart_what_concatenation_confuses() -> None:

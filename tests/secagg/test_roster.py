@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtune.errors import SecureAggregationError
+from fedtune.secagg.entry import apply_for_roster, parse_application
 from fedtune.secagg.identity import Identity
 from fedtune.secagg.pinning import PinnedRoster
 from fedtune.secagg.roster import GENESIS, Roster, fingerprint, parse_roster, sign_entry, weight_bucket
@@ -67,6 +68,15 @@ def test_duplicates_and_exact_weights_are_refused_together(first, keys) -> None:
     assert "new declares 37, weights are powers of two" in text
 
 
+@pytest.mark.parametrize("name", ["", "x" * 129, "a\x1b[2Jb", "a\nb", "\u202eab"])
+def test_names_that_could_hide_something_from_an_operator_are_refused(keys, name: str) -> None:
+    with pytest.raises(SecureAggregationError, match="1 to 128 printable characters") as caught:
+        Roster(federation="f", version=1, previous=GENESIS, entries=(entry(keys[0], name),))
+    assert str(caught.value).replace("\n", "").isprintable()
+    with pytest.raises(SecureAggregationError, match="the federation is"):
+        Roster(federation=name, version=1, previous=GENESIS, entries=())
+
+
 def test_weights_are_declared_in_buckets() -> None:
     assert [weight_bucket(count) for count in (0, 1, 2, 3, 37, 64)] == [1, 1, 2, 2, 32, 64]
 
@@ -77,8 +87,16 @@ def test_an_operator_pins_the_version_whose_fingerprint_was_confirmed(tmp_path, 
         _ = pin.roster
     with pytest.raises(SecureAggregationError, match="the operator confirmed 'aaaa'"):
         pin.accept_by_operator([first], "aaaa")
-    pin.accept_by_operator([first], fingerprint(first.hash).upper() + "\n")
+    with pytest.raises(SecureAggregationError, match="the operator confirmed"):
+        pin.accept_by_operator([first], "\udcff")
+    pin.accept_by_operator([first], fingerprint(first.hash).upper().replace("-", " ") + "\n")
     assert PinnedRoster(tmp_path / "roster.json").roster == first
+
+
+def test_a_pin_file_that_cannot_be_read_is_not_the_same_as_none(tmp_path) -> None:
+    (tmp_path / "roster.json").symlink_to(tmp_path / "gone.json")
+    with pytest.raises(SecureAggregationError, match=r"FT918.*cannot be read"):
+        PinnedRoster(tmp_path / "roster.json")
 
 
 def test_versions_never_go_back_skip_or_fork(tmp_path, first, keys) -> None:
@@ -178,3 +196,55 @@ def test_damaged_roster_files_give_ft918_or_the_same_roster(first: Roster, data)
         assert parse_roster(bytes(text)).hash == first.hash
     except SecureAggregationError as error:
         assert {item.code for item in error.problems} == {"FT918"}  # noqa: PT017
+
+
+def test_an_application_survives_its_file(keys) -> None:
+    applied = apply_for_roster(keys[0], federation="f", site="north ward", weight=4, group="north")
+    assert parse_application(applied.to_json()) == applied
+    assert parse_application(applied.to_json()).entry == entry(keys[0], "north ward", weight=4, group="north")
+
+
+def test_an_impossible_application_is_refused_with_all_its_flaws_before_it_is_signed(keys) -> None:
+    with pytest.raises(SecureAggregationError) as caught:
+        apply_for_roster(keys[0], federation="", site="\udcff", weight=37, group="g" * 129)
+    assert [item.code for item in caught.value.problems] == ["FT929"] * 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "fedtune-roster/1"}, {"federation": "another"}, {"site": "other"}, {"weight": 2},
+        {"weight": 3}, {"weight": True}, {"weight": 2**64}, {"group": None}, {"identity": "00" * 32},
+        {"signature": "AB" * 64}, {"extra": 1}, {"site": "\ud800"},
+    ],
+)  # fmt: skip
+def test_an_application_with_anything_else_in_it_is_refused(keys, change: dict) -> None:
+    raw = json.loads(apply_for_roster(keys[0], federation="f", site="s").to_json()) | change
+    with pytest.raises(SecureAggregationError) as caught:
+        parse_application(json.dumps(raw))
+    assert {item.code for item in caught.value.problems} == {"FT929"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.one_of(st.binary(max_size=200), st.text(max_size=200)))
+def test_arbitrary_applications_give_ft929_or_nothing(data) -> None:
+    with pytest.raises(SecureAggregationError, match="FT929"):
+        parse_application(data)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_damaged_applications_give_ft929_or_the_same_application(keys, data) -> None:
+    applied = apply_for_roster(keys[0], federation="f", site="s", weight=8, group="g")
+    text = bytearray(applied.to_json().encode())
+    at = data.draw(st.integers(0, len(text) - 1))
+    text[at] ^= data.draw(st.integers(1, 255))
+    try:
+        assert parse_application(bytes(text)) == applied
+    except SecureAggregationError as error:
+        assert {item.code for item in error.problems} == {"FT929"}  # noqa: PT017
+
+
+def test_json_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(SecureAggregationError, match=r"FT929.*nested too deeply"):
+        parse_application("[" * 100_000)
