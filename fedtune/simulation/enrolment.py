@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from fedtune.config.schema import Config
 from fedtune.federation.secure import policy_of
-from fedtune.federation.secure_site import ReceivedAdapter, SecureSite
+from fedtune.federation.secure_site import ReceivedAdapter, SecureMember, SecureSite
 from fedtune.federation.server import COORDINATOR_KEY, ROSTER_FILE, secure_folder
 from fedtune.observability.disk import write_atomic
 from fedtune.secagg.client import SecureAggregationClient
@@ -21,7 +21,7 @@ from fedtune.secagg.identity import Identity
 from fedtune.secagg.roster import GENESIS, Roster, parse_roster, sign_entry, weight_bucket
 from fedtune.secagg.spent import SpentJournal
 
-__all__ = ["enrol", "secure_site"]
+__all__ = ["enrol", "new_member", "secure_site"]
 
 
 def enrol(run: Path, config: Config, examples: dict[str, int], *, anew: bool) -> None:
@@ -50,29 +50,48 @@ def enrol(run: Path, config: Config, examples: dict[str, int], *, anew: bool) ->
     write_atomic(folder / ROSTER_FILE, roster.to_json().encode())
 
 
-def secure_site(run: Path, config: Config, name: str) -> SecureSite:
-    """Return a virtual site's part in secure aggregation: its key, its journals, an empty memory."""
-    folder = secure_folder(run)
-    roster = parse_roster((folder / ROSTER_FILE).read_bytes())
-    identity = Identity.load(_key(folder, name))
-    state = run / "sites"
-    state.mkdir(exist_ok=True)
-    spent = SpentJournal(state / f"{quote(name, safe='')}.spent.jsonl")
-    member = SecureAggregationClient(
-        identity=identity,
-        policy=policy_of(config),
-        roster=roster,
-        spent=spent,
-        cohorts=CohortLog(state / f"{quote(name, safe='')}.cohorts.jsonl"),
-    )
+def secure_site(run: Path, name: str, member: SecureMember) -> SecureSite:
+    """Return a virtual site's part in secure aggregation.
+
+    Args:
+        run: The run directory.
+        name: The site's.
+        member: Its state machine, or the way to it.
+    """
+    roster, spent = _roster(run), _spent(run, name)
     return SecureSite(
         roster=roster,
         spent=spent,
         member=member,
-        received=ReceivedAdapter(state / f"{quote(name, safe='')}.received.safetensors"),
-        weight=roster.members[identity.public].weight,
+        received=ReceivedAdapter(_state(run, name, "received.safetensors")),
+        weight=next(entry.weight for entry in roster.entries if entry.site == name),
         audit_head=spent.head,
     )
+
+
+def new_member(run: Path, config: Config, name: str) -> SecureAggregationClient:
+    """Return a virtual site's state machine with its key and its journals, and nothing in its memory."""
+    return SecureAggregationClient(
+        identity=Identity.load(_key(secure_folder(run), name)),
+        policy=policy_of(config),
+        roster=_roster(run),
+        spent=_spent(run, name),
+        cohorts=CohortLog(_state(run, name, "cohorts.jsonl")),
+    )
+
+
+def _roster(run: Path) -> Roster:
+    return parse_roster((secure_folder(run) / ROSTER_FILE).read_bytes())
+
+
+def _spent(run: Path, name: str) -> SpentJournal:
+    return SpentJournal(_state(run, name, "spent.jsonl"))
+
+
+def _state(run: Path, name: str, kind: str) -> Path:
+    folder = run / "sites"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{quote(name, safe='')}.{kind}"
 
 
 def _key(folder: Path, name: str) -> Path:

@@ -22,7 +22,8 @@ from fedtune.federation.site import Site
 from fedtune.models.adapted import AdaptedModel, load_tokenizer, shared_adapted_model
 from fedtune.models.hardware import physical_cores
 from fedtune.observability.events import Split
-from fedtune.simulation.enrolment import secure_site
+from fedtune.simulation.enrolment import new_member, secure_site
+from fedtune.simulation.ray_memory import RemoteMember
 from fedtune.training.train import StepReport
 
 __all__ = ["VirtualSites", "load_sites", "site_of_context"]
@@ -121,8 +122,9 @@ class VirtualSites:
 
     def _secure_site(self, index: int) -> SecureSite:
         if index not in self._secure:
-            run = Path(self.config.runs_dir) / self.config.name
-            self._secure[index] = secure_site(run, self.config, self.partition.names[index])
+            run, name = Path(self.config.runs_dir) / self.config.name, self.partition.names[index]
+            place = RemoteMember if self.config.backend.name == "ray" else new_member
+            self._secure[index] = secure_site(run, name, place(run, self.config, name))
         return self._secure[index]
 
     def _tested(self, split: HeldOutSplit) -> np.ndarray:

@@ -246,6 +246,16 @@ def test_a_crafted_adapter_is_refused_before_anything_is_trained(
 
 
 @pytest.mark.e2e
+def test_on_ray_the_same_protocol_gives_the_same_sum_up_to_rounding(tiny_overrides: Overrides) -> None:
+    settings = {**SECURE, "federation__rounds": 1}
+    here = fedtune.simulate(tiny_overrides(name="here", **settings))
+    there = fedtune.simulate(tiny_overrides(name="there", backend="ray", backend__actors=2, **settings))
+    assert failures(there) == []
+    assert there.summary["secure_rounds"] == 1
+    assert_equal_up_to_rounding(adapter_after(there, 1), adapter_after(here, 1))
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "moment", ['"event":"client_trained"', '"event":"secure_sum"', '"round":2,"clients"']
 )
