@@ -22,6 +22,7 @@ from fedtune.errors import Problem, UpdateError
 from fedtune.federation.checkpoint import Checkpoint, save_checkpoint
 from fedtune.federation.dialogue import Dialogue
 from fedtune.federation.sampling import sample_clients
+from fedtune.federation.secure import policy_of
 from fedtune.federation.secure_round import SecureCoordinator
 from fedtune.federation.wire import (
     EvaluateReply,
@@ -40,11 +41,13 @@ from fedtune.observability.events import (
     RoundAggregated,
     RoundFinished,
     RoundStarted,
+    SecurePromise,
     Sites,
     SiteSize,
     Split,
 )
 from fedtune.observability.run_directory import RunDirectory
+from fedtune.secagg.promise import promise
 from fedtune.training.delta import Delta
 from fedtune.updates.codec import from_arrays, to_arrays, wire_bytes
 
@@ -132,6 +135,10 @@ class Federation:
                 sites.fail("hello", 0, name, "FT611", "It has no example to train on, and is left out.")
                 del sites.nodes[name]
         sites.require(0, len(sites.nodes), self.config.federation.min_replies or 1)
+        if self.secure is not None:
+            drawn = self.config.federation.clients_per_round or len(sites.nodes)
+            lines = promise(min(drawn, len(sites.nodes)), policy_of(self.config))
+            self.run.events.append(SecurePromise(lines=lines))
 
     def _record_sites(self, hellos: list[HelloReply]) -> None:
         first = hellos[0]

@@ -29,6 +29,7 @@ __all__ = [
     "RoundStarted",
     "RunFinished",
     "RunStarted",
+    "SecurePromise",
     "SecureSum",
     "SiteSize",
     "Sites",
@@ -182,6 +183,15 @@ class ClientFailed(Event):
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SecurePromise(Event):
+    """What secure aggregation holds and does not hold for this federation, said before the first round."""
+
+    name_on_disk: ClassVar[str] = "secure_promise"
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class SecureSum(Event):
     """Secure aggregation of a round has ended: the sum was opened, or the round is burnt."""
 
@@ -305,6 +315,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         RoundStarted,
         ClientTrained,
         ClientFailed,
+        SecurePromise,
         SecureSum,
         RoundAggregated,
         ClientEvaluated,

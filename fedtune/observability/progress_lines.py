@@ -12,6 +12,7 @@ from fedtune.observability.events import (
     RoundFinished,
     RunFinished,
     RunStarted,
+    SecurePromise,
     SecureSum,
     Sites,
 )
@@ -45,6 +46,8 @@ def event_text(event: Event, state: ProgressState) -> str:
         case ClientFailed():
             what = f"FAILED in {wording.STAGES[event.stage]}: {event.code}: {event.reason}"
             text = f"{round_text(event.round, state)}  {event.client} {what}"
+        case SecurePromise():
+            text = "; ".join(event.lines)
         case SecureSum():
             text = f"{round_text(event.round, state)}  {_secure(event)}"
         case RoundFinished():

@@ -9,6 +9,7 @@ which the update is spent. The last request answered, if it comes again byte for
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ from fedtune.secagg.trips import Confirmation, ConfirmRequest, MaskRequest, Shar
 
 __all__ = ["SecureAggregationClient"]
 
+logger = logging.getLogger(__name__)
+
 _S = TypeVar("_S", Advertised, Shared, Masked, Confirmed)
 _NO_TRANSCRIPT: Final = bytes(32)
 
@@ -55,7 +58,7 @@ class SecureAggregationClient:
         policy: The site's own conditions.
         roster: The version that the site pinned, with itself in it.
         spent: The site's journal of opened updates.
-        cohorts: The site's log of sums; its warnings are collected in `warnings`.
+        cohorts: The site's log of sums; its warnings are logged and collected in `warnings`.
         clock: Monotonic seconds.
     """
 
@@ -304,9 +307,10 @@ class SecureAggregationClient:
             )
             check_statements(request.u3, request.statements, u2=state.u2, attempt=attempt)
             cohort = frozenset(attempt.identities[index] for index in request.u3)
-            self.warnings += self._cohorts.record(
-                cohort, run=facts.run, round_number=facts.round, roster=self._roster
-            )
+            found = self._cohorts.record(cohort, run=facts.run, round_number=facts.round, roster=self._roster)
+            for warning in found:
+                logger.warning("%s", warning)
+            self.warnings += found
             # On disk before anything is signed: a crash in between costs the round, never the update.
             self._spent.spend(
                 facts.origin, run=facts.run, round_number=facts.round, attempt=attempt.binding.attempt

@@ -275,3 +275,32 @@ def test_a_secure_run_killed_at_any_instant_ends_as_an_uninterrupted_one_or_name
         # The rounding of one round moves the start of the next by 1e-10; Adam may turn that into more.
         for name, value in adapter_after(whole, 2).items():
             np.testing.assert_allclose(adapter_after(killed, 2)[name], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.real_model
+def test_the_demos_model_gives_the_mean_of_what_its_sites_trained(tmp_path: Path) -> None:
+    common = [
+        "experiment=demo",
+        f"runs_dir={tmp_path}",
+        "partition.values=[cardiology,haematology,urology]",
+        "data.held_out_max_rows=2",
+        "federation.rounds=1",
+        "training.steps_per_round=2",
+        "evaluation.generations=0",
+        "training.threads=1",
+    ]
+    secure = fedtune.simulate([*common, "name=secure", "secagg=on", "secagg.k_min=3"])
+    plain = fedtune.simulate([*common, "name=plain", "aggregation.weighting=uniform"])
+    bound = secure.config.training.learning_rate * 2
+    levels = (2**31 - 1) // 3
+    expected, got = adapter_after(plain, 1), adapter_after(secure, 1)
+    start = initial_adapter(adapter_spec(secure.config.model, secure.config.peft), secure.config.seed)
+    inexact = 0
+    for name, value in expected.items():
+        allowed = bound / levels + 2e-7 * np.abs(value).max()
+        inexact += int((np.abs(got[name] - value) > allowed).sum())
+        assert np.abs(got[name] - start[name]).max() <= bound * (1 + 1e-6)
+    # AdamW's second step may exceed the bound in a few entries, and these are clipped.
+    assert inexact <= 1e-3 * sum(value.size for value in expected.values())
+    loss = secure.summary["held_out_loss"]["federated"]
+    assert loss == pytest.approx(plain.summary["held_out_loss"]["federated"], abs=1e-2)

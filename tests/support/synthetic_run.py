@@ -21,6 +21,7 @@ from fedtune.observability.events import (
     RoundStarted,
     RunFinished,
     RunStarted,
+    SecurePromise,
     SecureSum,
     Sites,
     SiteSize,
@@ -147,6 +148,10 @@ def synthetic_run(
             split=_split(sizes, random_),
         )
     )
+    if secure:
+        events.append(
+            SecurePromise(time=clock, lines=("secure aggregation over 6 sites", "not differential privacy"))
+        )
     load_seconds = clock - start
 
     def evaluate(round_: int, skip: str | None = None) -> float:
