@@ -21,6 +21,7 @@ from fedtune.config.schema import Config
 from fedtune.errors import Problem, UpdateError
 from fedtune.federation.checkpoint import Checkpoint, save_checkpoint
 from fedtune.federation.dialogue import Dialogue
+from fedtune.federation.requests import train_request
 from fedtune.federation.sampling import sample_clients
 from fedtune.federation.secure import policy_of
 from fedtune.federation.secure_round import SecureCoordinator
@@ -167,21 +168,15 @@ class Federation:
 
     def _train(self, round_number: int, adapter: Adapter) -> Adapter:
         """Ask a cohort for one round of local training and aggregate what comes back."""
-        federation, training = self.config.federation, self.config.training
-        factors = self.aggregator.factors(round_number)
+        federation = self.config.federation
+        request = train_request(self.config, self.aggregator, round_number)
         cohort = sample_clients(
             list(self._sites.nodes),
             count=federation.clients_per_round,
             seed=self.config.seed,
             round_number=round_number,
         )
-        self.run.events.append(RoundStarted(round=round_number, clients=cohort, factors=factors))
-        request = TrainRequest(
-            round=round_number,
-            factors=factors,
-            first_step=(round_number - 1) * training.steps_per_round,
-            total_steps=federation.rounds * training.steps_per_round,
-        )
+        self.run.events.append(RoundStarted(round=round_number, clients=cohort, factors=request.factors))
         if self.secure is None:
             deltas, weights = self._plain_updates(request, adapter, cohort)
             return self._aggregate(round_number, adapter, deltas, weights)
@@ -196,7 +191,7 @@ class Federation:
         )
         if opened is None:
             return adapter
-        mean = Delta(tensors={name: opened.mean[name] for name in self.spec.names(factors)})
+        mean = Delta(tensors={name: opened.mean[name] for name in self.spec.names(request.factors)})
         return self._aggregate(round_number, adapter, {_SUM: mean}, {_SUM: 1.0}, of=opened.weights)
 
     def _plain_updates(

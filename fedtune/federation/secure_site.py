@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from fedtune.aggregation.registry import aggregator
 from fedtune.config.schema import Config
 from fedtune.data.tokenize import TokenizedExample
+from fedtune.federation.requests import train_request
 from fedtune.federation.secure import SERVER_STEP, round_encoding, training_hash
 from fedtune.federation.wire import TrainRequest
 from fedtune.models.adapter import Adapter, AdapterSpec, initial_adapter
@@ -98,12 +99,19 @@ class SecureSite:
     audit_head: Callable[[], bytes]
 
     def admit(self, request: TrainRequest, adapter: Adapter, config: Config, spec: AdapterSpec) -> None:
-        """Refuse an adapter that honest rounds cannot have given; remember the one that they can.
+        """Refuse what honest rounds cannot ask for; remember the adapter of one that they can.
+
+        A server that could choose factors or schedule would get many updates from the same rows, each close
+        to the others and none of them spent.
 
         Raises:
-            SecureAggregationError: FT917 with every tensor that differs or moved too far, or a round that
-                lies behind the one seen last.
+            SecureAggregationError: FT906, a request that does not follow from the configuration; FT917 with
+                every tensor that differs or moved too far, or a round that lies behind the one seen last.
         """
+        expected = train_request(config, aggregator(config.aggregation), request.round)
+        if request != expected or request.round > config.federation.rounds:
+            what = f"the server asks for {_asked(request)}, the configuration says {_asked(expected)}"
+            raise refusal("FT906", what, where=f"round {request.round} of {config.federation.rounds}")
         known = self.received.read()
         if known is None or known[0] < request.round:
             seen, previous = known or (1, initial_adapter(spec, config.seed))
@@ -169,3 +177,8 @@ class SecureSite:
         encoding = round_encoding(config, spec, request.factors, self.roster)
         weight = self.weight if encoding.max_weight > 1 else 1
         self.member.hold(encode_update(update.tensors, encoding, weight=weight), encoding, facts)
+
+
+def _asked(request: TrainRequest) -> str:
+    factors = " and ".join(request.factors)
+    return f"{factors} from step {request.first_step} of {request.total_steps}"
