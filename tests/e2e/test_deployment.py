@@ -14,10 +14,11 @@ from support.tiny_federation import tiny_overrides
 import fedtune
 from fedtune.config.compose import compose
 from fedtune.config.schema import Config
+from fedtune.errors import RunError
 from fedtune.federation.checkpoint import load_checkpoint
 from fedtune.models.adapted import adapter_spec
 from fedtune.models.adapter import Adapter
-from fedtune.observability.events import Event, read_events
+from fedtune.observability.events import ClientFailed, Event, RoundAggregated, RoundFinished, read_events
 from fedtune.observability.run_directory import RunDirectory, events_path
 
 pytestmark = pytest.mark.e2e
@@ -45,8 +46,14 @@ def final_adapter(config: Config) -> Adapter:
 
 
 def events(config: Config) -> list[Event]:
-    path = events_path(Path(config.runs_dir) / config.name)
-    return read_events(path) if path.exists() else []
+    try:
+        return read_events(events_path(Path(config.runs_dir) / config.name))
+    except RunError:  # its server has not begun
+        return []
+
+
+def finished_rounds(config: Config) -> list[int]:
+    return [event.round for event in events(config) if isinstance(event, RoundFinished)]
 
 
 def test_real_processes_give_the_adapter_of_the_simulation_bit_for_bit(
@@ -60,11 +67,42 @@ def test_real_processes_give_the_adapter_of_the_simulation_bit_for_bit(
     for tensor in simulated:
         np.testing.assert_array_equal(simulated[tensor], real[tensor], strict=True)
 
-    for site in deployment.sites:
+    for site in deployment.sites.values():
         handled = site.records("message")
         # A greeting, an evaluation before and after, two rounds: all by one process with one base model.
         assert len(handled) == 5
         assert {record["pid"] for record in handled} == {site.executor.pid}
         assert len({record["model"] for record in handled}) == 1
         assert len({record["sha256"] for record in site.records("bundle")}) == 1
+    assert not deployment.imported.exists()
+    assert [path for site in deployment.sites.values() for path in (site.folder / "home").rglob("*.py")] == []
+
+
+def test_the_run_goes_on_without_a_site_that_was_killed_and_names_it(
+    deployment: Deployment, overrides: list[str]
+) -> None:
+    """The last test of its deployment: it leaves a site dead."""
+    config = compose(
+        [
+            *overrides,
+            "name=killed",
+            "federation.min_replies=2",
+            "federation.rounds=1",
+            # Both ends ask every 3 s: a reply takes 6 s, on a busy machine 8.
+            "federation.round_timeout_seconds=10",
+        ]
+    )
+    submitted = deployment.submit(config)
+    deployment.wait("round 0", lambda: finished_rounds(config) == [0], seconds=60)
+    deployment.sites["heart"].executor.kill()
+    deployment.wait("the end", lambda: submitted.poll() is not None, seconds=60)
+
+    assert finished_rounds(config) == [0, 1]
+    (aggregated,) = (event for event in events(config) if isinstance(event, RoundAggregated))
+    assert aggregated.clients == ("ear", "eye")
+    failed = [event for event in events(config) if isinstance(event, ClientFailed)]
+    assert [(event.stage, event.client, event.code) for event in failed] == [
+        ("train", "heart", "FT606"),
+        ("evaluate", "heart", "FT606"),
+    ]
     assert not deployment.imported.exists()

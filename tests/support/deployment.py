@@ -64,12 +64,12 @@ class Deployment:
 
     Attributes:
         folder: Everything it writes, with a log of each process.
-        sites: The sites, in the order of the partition.
+        sites: The sites by name.
         imported: A file that exists once anybody has imported the client module of the bundle.
     """
 
     folder: Path
-    sites: list[DeployedSite] = field(default_factory=list)
+    sites: dict[str, DeployedSite] = field(default_factory=dict)
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -136,10 +136,12 @@ class Deployment:
         )
         for name, node_port, executor in zip(names, node_ports, executors, strict=True):
             node = self._start_node(server, port, name, node_port)
-            self.sites.append(DeployedSite(folder=self.folder / name, node=node, executor=executor))
+            self.sites[name] = DeployedSite(folder=self.folder / name, node=node, executor=executor)
         self.wait(
             "the start of the sites",
-            lambda: all(site.records("ready") or site.executor.poll() is not None for site in self.sites),
+            lambda: all(
+                site.records("ready") or site.executor.poll() is not None for site in self.sites.values()
+            ),
             seconds=START_SECONDS,
         )
         ended = [process.args for process in self._processes if process.poll() is not None]
