@@ -96,7 +96,11 @@ class Executor:
         self._claims.close()
 
     def run(self, stop: threading.Event) -> None:
-        """Handle tasks until ``stop`` is set; a message that is being handled is finished first."""
+        """Handle tasks until ``stop`` is set; a message that is being handled is finished first.
+
+        Raises:
+            SystemExit: By Flower itself, where the SuperNode runs another version of it.
+        """
         away = False
         while not stop.is_set():
             try:

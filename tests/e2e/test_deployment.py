@@ -89,7 +89,7 @@ def test_the_run_goes_on_without_a_site_that_was_killed_and_names_it(
             "federation.min_replies=2",
             "federation.rounds=1",
             # Both ends ask every 3 s: a reply takes 6 s, on a busy machine 8.
-            "federation.round_timeout_seconds=10",
+            "federation.round_timeout_seconds=13",
         ]
     )
     submitted = deployment.submit(config)
