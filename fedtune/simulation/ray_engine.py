@@ -9,15 +9,9 @@ What is Flower's and could move with its version is here and nowhere else.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +23,7 @@ from pydantic import TypeAdapter
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_to_json
 from fedtune.errors import FederationError, MachineError, Problem
+from fedtune.federation.processes import environment, free_ports, listens, script, spawn, stopped_at_the_end
 from fedtune.federation.server import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY
 from fedtune.models.hardware import physical_cores
 from fedtune.observability.events import Event, RoundFinished, RunFinished, Split, parse_event
@@ -37,14 +32,10 @@ from fedtune.simulation.bundle import write_bundle
 __all__ = ["require_ray", "run_on_ray"]
 
 START_SECONDS = 60.0
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+QUIET_RAY = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "NO_COLOR": "1",
 }
 
 
@@ -95,23 +86,21 @@ def run_on_ray(
         f"{SPLIT_KEY} = {json.dumps(_split_json(split))}\n",
         encoding="utf-8",
     )
-    scripts = str(Path(sys.executable).parent)  # Flower starts its own commands by their bare names
-    path = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
-    environment = os.environ | QUIET | {"FLWR_HOME": str(home), "PATH": path}
+    env = environment(home) | QUIET_RAY
     log, events = home / "flower.log", _Tail(folder / "rounds.jsonl", observers)
-    with log.open("wb") as output, _superlink(home, environment, output) as connection:
+    with log.open("wb") as output, _superlink(home, env, output) as connection:
         cores = physical_cores()
         engine = (
             f"num-supernodes={clients} client-resources-num-cpus={max(1, cores // config.backend.actors)} "
             f"init-args-num-cpus={max(cores, config.backend.actors)}"
         )
         options = ["--run-config", str(home / "run.toml"), "--federation-config", engine]
-        submitted = _spawn(
-            [_script("flwr"), "run", str(bundle), connection, "--stream", *options],
-            environment,
+        submitted = spawn(
+            [script("flwr"), "run", str(bundle), connection, "--stream", *options],
+            env,
             output,
         )
-        with _stopped_at_the_end(submitted):
+        with stopped_at_the_end(submitted):
             while submitted.poll() is None:
                 events.read()
                 time.sleep(0.2)
@@ -160,19 +149,19 @@ def _split_json(split: Split | None) -> str:
 
 
 @contextmanager
-def _superlink(home: Path, environment: dict[str, str], output: IO[bytes]) -> Iterator[str]:
+def _superlink(home: Path, env: dict[str, str], output: IO[bytes]) -> Iterator[str]:
     """Start a SuperLink for simulations on free loopback ports; yields the name of the connection."""
-    port, control = _free_ports(2)
+    port, control = free_ports(2)
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "run"\n\n[superlink.run]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
         encoding="utf-8",
     )
-    command = [_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+    command = [script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--control-api-address", f"127.0.0.1:{control}"]
-    process = _spawn(command, environment, output)
-    with _stopped_at_the_end(process):
+    process = spawn(command, env, output)
+    with stopped_at_the_end(process):
         deadline = time.monotonic() + START_SECONDS
-        while not _listens(port):
+        while not listens(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise FederationError(
                     Problem(
@@ -184,52 +173,3 @@ def _superlink(home: Path, environment: dict[str, str], output: IO[bytes]) -> It
                 )
             time.sleep(0.1)
         yield "run"
-
-
-def _script(name: str) -> str:
-    return str(Path(sys.executable).parent / name)
-
-
-def _spawn(command: list[str], environment: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603  # our own scripts, no shell
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
-    )
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel to stop this child when its parent dies, even by SIGKILL (prctl, PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-@contextmanager
-def _stopped_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for stop in (signal.SIGTERM, signal.SIGKILL):
-            if process.poll() is None:
-                os.killpg(process.pid, stop)
-                try:
-                    process.wait(timeout=15)
-                except subprocess.TimeoutExpired:
-                    continue
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0

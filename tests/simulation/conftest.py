@@ -1,61 +1,16 @@
-"""A federation small enough to train in a second: three unequal sites, a two-layer model."""
+"""Overrides of a tiny federation in a folder of its own."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-
-SIZES = {"ear": 12, "eye": 20, "heart": 28}
-
-
-def write_rows(path: Path, sizes: dict[str, int] = SIZES) -> Path:
-    rows = [
-        {
-            "instruction": f"Define finding {number} of the {site}",
-            "output": f"Finding {number} is seen in the {site} of grade {number % 3}.",
-            "site": site,
-        }
-        for site, count in sizes.items()
-        for number in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+from support import tiny_federation
 
 
 @pytest.fixture
 def tiny_overrides(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., list[str]]:
     """Give overrides of a tiny run; keywords with dots as double underscores replace or add keys."""
-
-    def overrides(**changed: object) -> list[str]:
-        data = tmp_path / "rows.jsonl"
-        if not data.exists():
-            write_rows(data)
-        settings: dict[str, object] = {
-            "name": "tiny",
-            "runs_dir": tmp_path / "runs",
-            "model.name": tiny_model_dir,
-            "model.quantization": "none",
-            "model.compute_dtype": "float32",
-            "data": "files",
-            "data.files": f"[{data}]",
-            "data.max_tokens": 96,
-            "data.held_out_fraction": 0.2,
-            "partition": "natural",
-            "partition.column": "site",
-            "peft.rank": 4,
-            "training.steps_per_round": 3,
-            "training.examples_per_step": 4,
-            "training.microbatch_tokens": 256,
-            "training.learning_rate": 0.01,
-            "training.threads": 1,
-            "federation.rounds": 2,
-            "evaluation.generations": 2,
-            "evaluation.max_new_tokens": 4,
-        }
-        settings |= {key.replace("__", "."): value for key, value in changed.items()}
-        return [f"{key}={value}" for key, value in settings.items()]
-
-    return overrides
+    return partial(tiny_federation.tiny_overrides, tmp_path, tiny_model_dir)
