@@ -135,7 +135,10 @@ class SecureCoordinator:
             binding = expected_binding(
                 facts, encoding=encoding, policy=policy, roster=self.roster, attempt=attempt
             )
-            return AttemptRules(binding=binding, encoding=encoding, roster=self.roster, policy=policy)
+            quorum = self.config.federation.min_replies or len(cohort)
+            return AttemptRules(
+                binding=binding, encoding=encoding, roster=self.roster, policy=policy, quorum=quorum
+            )
 
         courier = _Courier(
             sites=sites,

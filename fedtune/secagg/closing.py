@@ -25,6 +25,9 @@ def obstacles(trip: Trip, collected: Collected, rules: AttemptRules) -> list[Pro
     if trip is Trip.MASK:
         survivors = _whole(frozenset(collected.masked), cohort, rules)
         problems = too_small(rules.policy, dealt=cohort.members, remaining=len(survivors), trip="U3")
+        if len(survivors) < rules.quorum:
+            what = f"{len(survivors)} masked updates arrived, the coordinator wants {rules.quorum}"
+            problems.append(problem("FT908", what, where="U3"))
         thinnest = cohort.graph.thin_window(survivors)
         if thinnest is not None:
             needed = cohort.graph.shape.window_survivors

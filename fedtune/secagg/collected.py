@@ -46,6 +46,7 @@ class AttemptRules:
         encoding: The rules by which all members encode.
         roster: The version in force.
         policy: The coordinator's own; its fractions, cipher and groups are those of the members.
+        quorum: Fewest members of a sum that the coordinator wants; with fewer nothing is opened.
 
     Raises:
         SecureAggregationError: FT906, the binding is not about this encoding, roster and policy.
@@ -55,6 +56,7 @@ class AttemptRules:
     encoding: Encoding
     roster: Roster
     policy: Policy
+    quorum: int = 0
 
     def __post_init__(self) -> None:
         binding, policy = self.binding, self.policy

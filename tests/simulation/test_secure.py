@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message
 from safetensors.numpy import load_file
-from simulation.conftest import SIZES, write_rows
 from simulation.test_simulate import run_in_process, wait_for
+from support.tiny_federation import SIZES, write_rows
 
 import fedtune
 from fedtune.config.compose import compose
+from fedtune.errors import SecureAggregationError
 from fedtune.federation.wire import SECAGG, frame_of
 from fedtune.models.adapted import adapter_spec
 from fedtune.models.adapter import initial_adapter
@@ -223,6 +224,14 @@ def test_an_attempt_that_fails_before_the_point_of_no_return_is_tried_again_with
     assert isinstance(total, SecureSum)
     assert (total.opened, total.attempts, len(total.clients)) == (True, 2, 3)
     assert len([reply for reply in grid.replies if reply.metadata.message_type == "train"]) == 3
+
+
+def test_a_sum_of_fewer_sites_than_the_quorum_is_not_opened(
+    four_overrides: Overrides, grid: type[WatchedGrid]
+) -> None:
+    grid.lose = staticmethod(lambda message: message.metadata.dst_node_id == 5 and trip(message) is Kind.MASK)
+    with pytest.raises(SecureAggregationError, match="3 masked updates arrived, the coordinator wants 4"):
+        fedtune.simulate(four_overrides(**SECURE, federation__rounds=1, secagg__attempts=1))
 
 
 def test_a_crafted_adapter_is_refused_before_anything_is_trained(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -25,10 +26,19 @@ from support.certificates import ServerFiles, node_key, server_files
 from support.site_process import SiteSpec
 
 from fedtune.config.schema import Config
-from fedtune.config.wire import config_to_json
+from fedtune.config.wire import config_to_json, config_to_yaml
 from fedtune.federation.processes import environment, free_ports, listens, script, spawn
-from fedtune.federation.server import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY
+from fedtune.federation.server import (
+    CLIENTS_KEY,
+    CONFIG_KEY,
+    COORDINATOR_KEY,
+    ROSTER_FILE,
+    SPLIT_KEY,
+    secure_folder,
+)
+from fedtune.observability.run_directory import RunDirectory
 from fedtune.simulation.bundle import write_bundle
+from fedtune.simulation.enrolment import enrol
 from fedtune.simulation.sites import load_sites
 
 __all__ = ["DeployedSite", "Deployment", "deployed"]
@@ -99,6 +109,15 @@ class Deployment:
         ]
         return self._start(config.name, command, home)
 
+    def hand_over_roster(self, sites: Config, server: Config) -> None:
+        """Give the coordinator its key and the roster, which the sites have already."""
+        made, needed = (secure_folder(Path(each.runs_dir) / each.name) for each in (sites, server))
+        with RunDirectory.create(needed.parent) as run:
+            run.write_config(config_to_yaml(server))
+        needed.mkdir()
+        for name in (COORDINATOR_KEY, ROSTER_FILE):
+            shutil.copy2(made / name, needed / name)
+
     def wait(self, what: str, condition: Callable[[], bool], *, seconds: float) -> None:
         """Wait until something is so; if it takes too long, fail with the end of every log."""
         deadline = time.monotonic() + seconds
@@ -121,7 +140,12 @@ class Deployment:
 
     def start(self, config: Config) -> None:
         """Start a SuperLink, and a SuperNode and an executor for each site; return when all are ready."""
-        names = load_sites(config).partition.names
+        sites = load_sites(config)
+        names = sites.partition.names
+        if config.secagg.enabled:
+            run = Path(config.runs_dir) / config.name
+            run.mkdir(parents=True)
+            enrol(run, config, sites.training_examples(), anew=True)
         server = server_files(self.folder / "tls")
         port, *node_ports = free_ports(1 + len(names))
         superlink = self._start_superlink(server, port)
@@ -230,7 +254,10 @@ def deployed(config: Config, folder: Path) -> Iterator[Deployment]:
     folder.mkdir(parents=True)
     deployment = Deployment(folder=folder)
     try:
-        deployment.start(replace(config, runs_dir=str(folder / "sites")))
+        at_sites = replace(config, runs_dir=str(folder / "sites"))
+        deployment.start(at_sites)
+        if config.secagg.enabled:
+            deployment.hand_over_roster(at_sites, config)
         yield deployment
     finally:
         deployment.stop()
