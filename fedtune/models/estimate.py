@@ -122,6 +122,7 @@ def estimate(config: Config) -> Estimate:
     parameters = base + _ADAPTER_COPIES * spec.nbytes() + spec.nbytes()
     itemsize = 8 if spec.dtype == "float64" else 4
     state_bytes = 2 if config.training.optimizer == "adamw8bit" else 2 * itemsize
+    sent = config.secagg.ring_bits // 8 if config.secagg.enabled else itemsize
     proximal = trained * itemsize if config.training.proximal_mu > 0 else 0
     return Estimate(
         device=device,
@@ -135,7 +136,7 @@ def estimate(config: Config) -> Estimate:
         / _MIB,
         loading_mib=_loading_bytes(config, bare, base) / _MIB,
         libraries_mib=psutil.Process().memory_info().rss / _MIB,
-        uplink_bytes=sum(spec.nbytes(factors) for factors in schedule) // len(schedule),
+        uplink_bytes=sum(spec.parameters(factors) for factors in schedule) * sent // len(schedule),
         downlink_bytes=spec.nbytes(),
     )
 

@@ -6,14 +6,23 @@ import json
 from contextlib import suppress
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedtune.errors import UpdateError
 from fedtune.federation import wire
-from fedtune.federation.wire import Failure, TrainReply, TrainRequest, content, parse, parse_reply
+from fedtune.federation.wire import (
+    Failure,
+    TrainReply,
+    TrainRequest,
+    content,
+    frame_of,
+    parse,
+    parse_reply,
+    with_frame,
+)
 
 REQUEST = TrainRequest(round=3, factors=("A", "B"), first_step=16, total_steps=32)
 REPLY = TrainReply(
@@ -112,3 +121,26 @@ def test_a_message_without_a_readable_record_is_refused(records: RecordDict) -> 
 def test_missing_arrays_are_refused() -> None:
     with pytest.raises(UpdateError):
         wire.arrays_of(message(content(REQUEST)))
+
+
+@given(frame=st.binary(max_size=200))
+def test_bytes_of_the_secure_protocol_come_back_as_they_were(frame: bytes) -> None:
+    assert frame_of(message(with_frame(RecordDict(), frame))) == frame
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        RecordDict(),
+        RecordDict({"secagg": ConfigRecord({"secagg": b"x"})}),
+        RecordDict({"secagg": ArrayRecord()}),
+    ],
+)
+def test_a_message_without_bytes_of_the_secure_protocol_is_refused(records: RecordDict) -> None:
+    with pytest.raises(UpdateError, match="FT520"):
+        frame_of(message(records))
+
+
+def test_more_bytes_than_can_be_meant_are_refused() -> None:
+    with pytest.raises(UpdateError, match="101 bytes of secure aggregation came, at most 100"):
+        frame_of(message(with_frame(RecordDict(), bytes(101))), at_most=100)

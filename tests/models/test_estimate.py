@@ -23,6 +23,7 @@ def config(folder: Path, *, training: dict[str, Any] | None = None, **changes: A
         model=model_config(folder, **changes.pop("model", {})),
         peft=peft_config(**changes.pop("peft", {})),
         aggregation=replace(base.aggregation, **changes.pop("aggregation", {})),
+        secagg=replace(base.secagg, **changes.pop("secagg", {})),
         training=replace(base.training, **(training or {})),
     )
 
@@ -78,6 +79,8 @@ def test_traffic_is_the_trained_factors_up_and_the_adapter_down(tiny_model_dir: 
     assert of(tiny_model_dir, aggregation={"method": "ffa"}).uplink_bytes == spec.nbytes(("B",))
     alternating = of(tiny_model_dir, aggregation={"method": "alternating"})
     assert alternating.uplink_bytes == spec.nbytes() // 2
+    masked = of(tiny_model_dir, secagg={"enabled": True, "ring_bits": 16})
+    assert masked.uplink_bytes == spec.parameters() * 2
     assert alternating.downlink_bytes == spec.nbytes()
 
 

@@ -143,6 +143,20 @@ def test_the_server_learns_the_sum_and_what_the_metrics_name_and_nothing_else(
             assert (event.tokens, event.examples) == (None, None)
 
 
+def test_in_the_16_bit_ring_half_as_much_is_sent_and_the_error_is_the_stated_one(
+    tiny_overrides: Overrides,
+) -> None:
+    common = {**SECURE, "federation__rounds": 1}
+    wide = fedtune.simulate(tiny_overrides(name="wide", **common))
+    narrow = fedtune.simulate(tiny_overrides(name="narrow", secagg__ring_bits=16, **common))
+    parameters = sum(value.size for value in adapter_after(wide, 1).values())
+    saved = wide.summary["uplink_bytes"] - narrow.summary["uplink_bytes"]
+    assert saved == pytest.approx(2 * parameters, rel=1e-3)
+    levels = (2**15 - 1) // 3
+    for name, value in adapter_after(wide, 1).items():
+        np.testing.assert_allclose(adapter_after(narrow, 1)[name], value, rtol=0, atol=1.01 * BOUND / levels)
+
+
 def test_declared_weights_are_powers_of_two_and_weigh_the_mean(
     tiny_overrides: Overrides, grid: type[WatchedGrid]
 ) -> None:
