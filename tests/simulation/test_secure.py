@@ -17,7 +17,7 @@ from support.tiny_federation import SIZES, write_rows
 
 import fedtune
 from fedtune.config.compose import compose
-from fedtune.errors import SecureAggregationError
+from fedtune.errors import FederationError, SecureAggregationError
 from fedtune.federation.wire import SECAGG, frame_of
 from fedtune.models.adapted import adapter_spec
 from fedtune.models.adapter import initial_adapter
@@ -266,6 +266,21 @@ def test_a_crafted_adapter_is_refused_before_anything_is_trained(
     (total,) = events(run, SecureSum)
     assert isinstance(total, SecureSum)
     assert name not in total.clients
+
+
+def test_a_site_that_was_set_up_for_secure_aggregation_sends_no_update_without_it(
+    tiny_overrides: Overrides, grid: type[WatchedGrid]
+) -> None:
+    def ask_plainly(message: Message) -> None:
+        if message.metadata.message_type == "train":
+            del message.content[SECAGG]
+
+    grid.tamper = staticmethod(ask_plainly)
+    with pytest.raises(FederationError, match="FT520"):
+        fedtune.simulate(tiny_overrides(**SECURE, federation__rounds=1))
+    trained = [reply for reply in grid.replies if reply.metadata.message_type == "train"]
+    assert len(trained) == 3
+    assert {tuple(reply.content) for reply in trained} == {("fedtune",)}
 
 
 @pytest.mark.e2e
