@@ -68,9 +68,9 @@ def load_checkpoint(run: RunDirectory, round_number: int, spec: AdapterSpec) -> 
         raise RunError(
             Problem(
                 code="FT710",
-                what=f"The checkpoint of round {round_number} cannot be used: {error}.",
+                what=f"the checkpoint of round {round_number} cannot be used: {error}",
                 where=str(path),
-                fix="Restore the folder from a backup, or start again under another name.",
+                fix="restore the folder from a backup, or start again under another name",
             )
         ) from None
     ordered = {name: adapter[name].astype(spec.dtype, copy=False) for name in spec.shapes}

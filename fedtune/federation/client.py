@@ -71,11 +71,11 @@ def build_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
                 logger.info("%s could not do %s: %s", name, message.metadata.message_type, error)
                 failure = Failure(site=name, code=error.problems[0].code, reason=_reason(error))
             except MemoryError:
-                failure = Failure(site=name, code="FT610", reason="The site ran out of memory.")
+                failure = Failure(site=name, code="FT610", reason="the site ran out of memory")
             except Exception as error:
                 # Its words may quote a record: they stay here, and only the type leaves.
                 logger.exception("%s failed at %s", name, message.metadata.message_type)
-                failure = Failure(site=name, code="FT609", reason=f"Unexpected {type(error).__name__}.")
+                failure = Failure(site=name, code="FT609", reason=f"unexpected {type(error).__name__}")
             finally:
                 release_memory()
             return Message(content(failure), reply_to=message)
@@ -93,7 +93,7 @@ def build_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
 def _reason(error: FedtuneError) -> str:
     """Say what went wrong without quoting a row: problems of data may show its beginning."""
     if isinstance(error, DataError):
-        return f"Its data has {len(error.problems)} problems; its own log lists them."
+        return f"its data has {len(error.problems)} problems; its own log lists them"
     return error.problems[0].what
 
 
@@ -103,9 +103,9 @@ def _hello(message: Message, site: Site) -> Message:
         raise TrainingError(
             Problem(
                 code="FT601",
-                what=f"The server speaks protocol {request.protocol}, this site {PROTOCOL}.",
+                what=f"the server speaks protocol {request.protocol}, this site {PROTOCOL}",
                 where=f"site {site.name}, fedtune {fedtune.__version__}",
-                fix="Install the same fedtune on the server and on every site.",
+                fix="install the same fedtune on the server and on every site",
             )
         )
     info = site.model().info

@@ -63,9 +63,9 @@ class Dialogue:
                 raise FederationError(
                     Problem(
                         code="FT604",
-                        what=f"{len(nodes)} of {expected} clients appeared in {NODE_WAIT_SECONDS:.0f} s.",
+                        what=f"{len(nodes)} of {expected} clients appeared in {NODE_WAIT_SECONDS:.0f} s",
                         where="start of the federation",
-                        fix="Look into the clients' logs, then run again with resume=true.",
+                        fix="look into the clients' logs, then run again with resume=true",
                     )
                 )
             time.sleep(0.1)
@@ -138,7 +138,7 @@ class Dialogue:
             except UpdateError as error:
                 self.fail(stage, round_number, name, error.problems[0].code, error.problems[0].what)
         for name in silent.values():
-            self.fail(stage, round_number, name, "FT606", f"No reply within {timeout:g} s.")
+            self.fail(stage, round_number, name, "FT606", f"no reply within {timeout:g} s")
 
     def fail(self, stage: Stage, round_number: int, name: str, code: str, reason: str) -> None:
         """Record that a site failed, and why."""
@@ -162,10 +162,10 @@ class Dialogue:
         raise FederationError(
             Problem(
                 code="FT607",
-                what=f"{usable} usable replies where {wanted} are required. "
-                f"Failed: {'; '.join(failed) or 'nobody'}.",
+                what=f"{usable} usable replies where {wanted} are required; "
+                f"failed: {'; '.join(failed) or 'nobody'}",
                 where=f"round {round_number}, federation.min_replies",
-                fix="Mend the named sites and run again with resume=true, or lower federation.min_replies.",
+                fix="mend the named sites and run again with resume=true, or lower federation.min_replies",
             )
         )
 
@@ -174,7 +174,7 @@ def flower_failure(message: Message) -> Failure | None:
     """Return the error that Flower itself sent instead of a reply, if it did."""
     if not message.has_error():
         return None
-    reason = message.error.reason or "Flower gave no reason."
+    reason = message.error.reason or "Flower gave no reason"
     return Failure(site="?", code="FT605", reason=reason[:4_000])
 
 

@@ -117,23 +117,23 @@ class Federation:
         sites.nodes = {}
         for node_name, hello in sorted(replies.items()):
             if hello.site in hellos:
-                sites.fail("hello", 0, node_name, "FT602", f"It uses the name of another site, {hello.site}.")
+                sites.fail("hello", 0, node_name, "FT602", f"it uses the name of another site, {hello.site}")
                 continue
             hellos[hello.site], sites.nodes[hello.site] = hello, nodes[node_name]
         first = next((hellos[name] for name in sorted(hellos)), None)
         for name, hello in sorted(hellos.items()):
             if self.secure is not None and name not in self.secure.names:
-                sites.fail("hello", 0, name, "FT905", "It is not in the roster of this federation.")
+                sites.fail("hello", 0, name, "FT905", "it is not in the roster of this federation")
                 del hellos[name], sites.nodes[name]
             elif first and _base(hello) != _base(first):
-                reason = f"Its base model {_base(hello)} differs from that of {first.site}, {_base(first)}."
+                reason = f"its base model {_base(hello)} differs from that of {first.site}, {_base(first)}"
                 sites.fail("hello", 0, name, "FT603", reason)
                 del hellos[name], sites.nodes[name]
         sites.require(0, len(hellos), self.config.federation.min_replies or self.expected_clients)
         self._record_sites([hellos[name] for name in sorted(hellos)])
         for name, hello in sorted(hellos.items()):
             if not hello.trains:
-                sites.fail("hello", 0, name, "FT611", "It has no example to train on, and is left out.")
+                sites.fail("hello", 0, name, "FT611", "it has no example to train on, and is left out")
                 del sites.nodes[name]
         sites.require(0, len(sites.nodes), self.config.federation.min_replies or 1)
         if self.secure is not None:
@@ -350,8 +350,8 @@ def _require_own(name: str, reply: TrainReply | EvaluateReply, round_number: int
         raise UpdateError(
             Problem(
                 code="FT521",
-                what=f"A reply of {reply.site} for round {reply.round} came from {name}.",
+                what=f"a reply of {reply.site} for round {reply.round} came from {name}",
                 where=f"round {round_number}",
-                fix="Restart that site's client.",
+                fix="restart that site's client",
             )
         )

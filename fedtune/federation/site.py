@@ -97,9 +97,9 @@ class WalkPosition:
             raise RunError(
                 Problem(
                     code="FT720",
-                    what="The record of which examples were already used is damaged.",
+                    what="the record of which examples were already used is damaged",
                     where=str(self._path),
-                    fix="Restore it from a backup, or start a run under another name.",
+                    fix="restore it from a backup, or start a run under another name",
                 )
             ) from None
 

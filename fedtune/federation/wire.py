@@ -242,5 +242,5 @@ def _problem(what: str, where: str) -> Problem:
         code="FT520",
         what=what,
         where=where,
-        fix="Install the same fedtune on the server and on every site.",
+        fix="install the same fedtune on the server and on every site",
     )

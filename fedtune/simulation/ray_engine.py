@@ -49,9 +49,9 @@ def require_ray() -> None:
         raise MachineError(
             Problem(
                 code="FT810",
-                what="backend=ray needs Ray, which is not installed.",
+                what="backend=ray needs Ray, which is not installed",
                 where="backend.name",
-                fix='Run: pip install "flwr[simulation]", or use backend=inprocess.',
+                fix='run: pip install "flwr[simulation]", or use backend=inprocess.',
             )
         )
 
@@ -107,13 +107,13 @@ def run_on_ray(
     events.read()
     rounds = config.federation.rounds
     if isinstance(events.last, RunFinished) or events.finished_rounds < rounds:
-        reason = events.last.reason if isinstance(events.last, RunFinished) else "The engine ended early."
+        reason = events.last.reason if isinstance(events.last, RunFinished) else "the engine ended early"
         raise FederationError(
             Problem(
                 code="FT608",
-                what=f"Flower's simulation engine did not finish the {rounds} rounds. {reason}",
+                what=f"Flower's simulation engine did not finish the {rounds} rounds: {reason}",
                 where=str(log),
-                fix="Read the end of that log, then run again with resume=true.",
+                fix="read the end of that log, then run again with resume=true",
             )
         )
     shutil.rmtree(home, ignore_errors=True)
@@ -166,9 +166,9 @@ def _superlink(home: Path, env: dict[str, str], output: IO[bytes]) -> Iterator[s
                 raise FederationError(
                     Problem(
                         code="FT608",
-                        what="Flower's SuperLink did not start.",
+                        what="Flower's SuperLink did not start",
                         where=str(home / "flower.log"),
-                        fix="Read the end of that log.",
+                        fix="read the end of that log",
                     )
                 )
             time.sleep(0.1)

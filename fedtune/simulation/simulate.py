@@ -270,7 +270,7 @@ class _Session:
 def _ending(error: BaseException) -> tuple[Literal["failed", "interrupted"], str]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "Stopped from the keyboard."
-    return "failed", str(error) if isinstance(error, FedtuneError) else f"Unexpected {type(error).__name__}."
+    return "failed", str(error) if isinstance(error, FedtuneError) else f"unexpected {type(error).__name__}"
 
 
 def _values(config: Config) -> dict[str, Any]:
@@ -287,9 +287,9 @@ def _require_same_config(before: dict[str, Any], now: dict[str, Any], path: Path
     problems = [
         Problem(
             code="FT711",
-            what=f"The run was started with {key}={old.get(key)!r}, now it is {new.get(key)!r}.",
+            what=f"the run was started with {key}={old.get(key)!r}, now it is {new.get(key)!r}",
             where=f"{path}, {key}",
-            fix=f"Set {key} as it was, or start a run under another name.",
+            fix=f"set {key} as it was, or start a run under another name",
         )
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key not in FREE_ON_RESUME

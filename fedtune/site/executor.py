@@ -153,11 +153,11 @@ class Executor:
             if self._allow_bundle(digest):
                 return self._app(message, context)
             logger.warning("Refused a %s message: bundle %s is not allowed.", kind, digest)
-            reason = f"The site does not allow the bundle {digest}."
+            reason = f"the site does not allow the bundle {digest}"
             failure = Failure(site="?", code="FT620", reason=reason)
         except Exception as error:
             logger.exception("The app failed at %s", kind)
-            failure = Failure(site="?", code="FT609", reason=f"Unexpected {type(error).__name__}.")
+            failure = Failure(site="?", code="FT609", reason=f"unexpected {type(error).__name__}")
         return Message(content(failure), reply_to=message)
 
 

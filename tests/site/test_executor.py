@@ -96,7 +96,7 @@ def test_a_refused_bundle_is_a_failure_with_its_hash_and_nothing_runs(
         assert executor.handle_one()
     (reply,) = node.replies()
     failure = parse(reply, Failure)
-    assert (failure.code, failure.reason) == ("FT620", f"The site does not allow the bundle {DIGEST}.")
+    assert (failure.code, failure.reason) == ("FT620", f"the site does not allow the bundle {DIGEST}")
     assert app.calls == 0
 
 
@@ -125,7 +125,7 @@ def test_of_an_exception_only_the_type_leaves_the_site(
     assert executor.handle_one()
     (reply,) = node.replies()
     failure = parse(reply, Failure)
-    assert (failure.code, failure.reason) == ("FT609", "Unexpected ZeroDivisionError.")
+    assert (failure.code, failure.reason) == ("FT609", "unexpected ZeroDivisionError")
     app.meanwhile = lambda: None
     node.deliver(question(), "query.count")
     assert executor.handle_one()
@@ -135,7 +135,7 @@ def test_of_an_exception_only_the_type_leaves_the_site(
 def test_a_message_for_which_there_is_no_handler_is_answered(node: SuperNode, executor: Executor) -> None:
     node.deliver(question(), "query.another")
     assert executor.handle_one()
-    assert parse(node.replies()[0], Failure).reason == "Unexpected ValueError."
+    assert parse(node.replies()[0], Failure).reason == "unexpected ValueError"
 
 
 def test_a_message_that_does_not_parse_is_given_up_and_the_supernode_goes_on(
