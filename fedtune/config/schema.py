@@ -164,6 +164,10 @@ class TrainingConfig:
     optimizer: Literal["adamw", "adamw8bit"]
     """AdamW, with 32-bit or 8-bit states."""
 
+    keep_optimizer_state: bool
+    """Go on with the optimizer's moments of the site's last round; they lie on the site's disk, twice the
+    adapter's size for each of three rounds, and never leave it. False starts every round with empty ones."""
+
     learning_rate: PositiveFloat
     """Peak learning rate."""
 

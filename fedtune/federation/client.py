@@ -19,6 +19,7 @@ from fedtune.data.seeds import derive_seed
 from fedtune.data.tokenize import TokenizedExample
 from fedtune.errors import DataError, FedtuneError, Problem, SecureAggregationError, TrainingError
 from fedtune.evaluation.loss import held_out_loss
+from fedtune.federation.optimizer_memory import OptimizerMemory
 from fedtune.federation.site import Site, WalkPosition
 from fedtune.federation.wire import (
     PROTOCOL,
@@ -169,6 +170,8 @@ def _fit(
 ) -> tuple[TrainReply, Protected]:
     """Train on the rows of a round; returns what the site says of it, and the update."""
     model.load_adapter(adapter)
+    memory = OptimizerMemory(site.state_dir, site.name)
+    keeps = site.config.training.keep_optimizer_state
     started = time.time()
     result = train(
         model,
@@ -178,6 +181,7 @@ def _fit(
         first_step=request.first_step,
         total_steps=request.total_steps,
         seed=derive_seed(site.config.seed, "train", site.name, request.round),
+        moments=memory.before(request.round) if keeps else None,
         on_step=None if site.on_step is None else partial(site.on_step, site.name, request.round),
     )
     reply = TrainReply(
@@ -193,7 +197,10 @@ def _fit(
         finished=time.time(),
         peak_memory_mib=site.told("peak_memory", result.peak_memory_mib),
     )
-    return reply, protect(result.delta)
+    update = protect(result.delta)
+    if result.moments is not None:
+        memory.keep(request.round, result.moments)
+    return reply, update
 
 
 def _held(request: TrainRequest, site: Site) -> TrainReply:

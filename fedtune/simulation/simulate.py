@@ -25,6 +25,7 @@ from fedtune.export.adapter import save_adapter
 from fedtune.export.card import write_model_card
 from fedtune.federation.checkpoint import load_checkpoint
 from fedtune.federation.client import build_client_app
+from fedtune.federation.optimizer_memory import OptimizerMemory
 from fedtune.federation.server import run_federation
 from fedtune.models.adapted import adapter_spec
 from fedtune.models.adapter import Adapter
@@ -149,6 +150,7 @@ class _Session:
             if error is None:
                 self._finish("completed", None)
                 self._export()
+                OptimizerMemory.forget(self.run.path / "sites")
                 self._report()
             else:
                 # The disk may be what failed: then the log ends with what it has, and the error stands.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from fedtune.config.schema import TrainingConfig
 
-__all__ = ["make_optimizer"]
+__all__ = ["Moments", "load_moments", "make_optimizer", "read_moments"]
+
+Moments = dict[str, torch.Tensor]
+"""An optimizer's states on the CPU: ``TENSOR/STATE`` to values, such as ``…lora_A.weight/exp_avg``."""
 
 
 def make_optimizer(parameters: Sequence[torch.nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
@@ -35,3 +38,33 @@ def make_optimizer(parameters: Sequence[torch.nn.Parameter], config: TrainingCon
     return torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
+
+
+def read_moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> Moments:
+    """Copy an optimizer's states; whole numbers become tensors without dimensions."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_moments(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], moments: Moments
+) -> None:
+    """Put states that `read_moments` gave into a new optimizer; parameters without any stay fresh.
+
+    Guarantee: steps go on bit for bit as if the optimizer had never ended.
+    """
+    for name, parameter in parameters.items():
+        prefix = f"{name}/"
+        states = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+        if states:
+            optimizer.state[parameter] = {key: _restored(value, parameter) for key, value in states.items()}
+
+
+def _restored(value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor | int:
+    if value.ndim == 0:
+        # bitsandbytes counts steps in an int, torch in a float tensor that stays on the CPU.
+        return value.clone() if value.is_floating_point() else int(value)
+    return value.to(parameter.device, copy=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 
 import torch
@@ -16,7 +16,7 @@ from fedtune.training.attention import attention_for
 from fedtune.training.batches import Microbatch, lay_out
 from fedtune.training.loss import ResponseLoss
 from fedtune.training.modes import evaluation_mode
-from fedtune.training.optimizer import make_optimizer
+from fedtune.training.optimizer import Moments, load_moments, make_optimizer, read_moments
 
 __all__ = ["Optimization"]
 
@@ -28,17 +28,25 @@ class Optimization:
 
     Args:
         model: Base and adapter.
-        parameters: The tensors to train, from where they are; no others require gradients.
+        parameters: The tensors to train, by name, from where they are; no others require gradients.
         config: How to train.
+        moments: States of the optimizer to go on with; None starts with empty ones.
     """
 
     def __init__(
-        self, model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter], config: TrainingConfig
+        self,
+        model: torch.nn.Module,
+        parameters: Mapping[str, torch.nn.Parameter],
+        config: TrainingConfig,
+        moments: Moments | None = None,
     ) -> None:
         self._model = model
         self._config = config
-        self._parameters = list(parameters)
+        self._named = dict(parameters)
+        self._parameters = list(parameters.values())
         self._optimizer = make_optimizer(self._parameters, config)
+        if moments is not None:
+            load_moments(self._optimizer, self._named, moments)
         self._loss = ResponseLoss(model)
         self._received: list[Tensor] = []
         if config.proximal_mu > 0:
@@ -79,6 +87,11 @@ class Optimization:
         finally:
             self._optimizer.zero_grad(set_to_none=True)
         return nats / targets, norm
+
+    @property
+    def moments(self) -> Moments:
+        """A copy of the optimizer's states."""
+        return read_moments(self._optimizer, self._named)
 
     def evaluate(self, rows: Sequence[TokenizedExample], name: str) -> float:
         """Return the mean nats per response token of these rows, without dropout.

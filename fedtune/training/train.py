@@ -1,8 +1,9 @@
 """Local training: some optimizer steps on a client's own rows, starting from the received adapter.
 
 The loss of a step is the mean over the response tokens of all its rows, whatever the microbatches are: their
-gradients are those of sums, added up and divided once. The optimizer starts anew in each round; the learning
-rate follows the federation's step.
+gradients are those of sums, added up and divided once. With ``keep_optimizer_state`` the optimizer goes on
+with the moments of the site's last round (as the inner optimizer of DiLoCo: Douillard et al. 2023,
+Algorithm 1), else it starts anew; the learning rate follows the federation's step.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fedtune.models.adapter import Factor
 from fedtune.training.delta import Delta
 from fedtune.training.memory import peak_memory_mib
 from fedtune.training.modes import has_dropout, training_mode
+from fedtune.training.optimizer import Moments
 from fedtune.training.schedule import learning_rate
 from fedtune.training.step import Optimization
 
@@ -66,6 +68,7 @@ class TrainingResult:
         loss_after: The same rows with the trained adapter.
         seconds: Wall-clock time.
         peak_memory_mib: Most memory that this process has held since it started, in MiB.
+        moments: The optimizer's states, with ``keep_optimizer_state``; else None.
     """
 
     delta: Delta
@@ -77,6 +80,7 @@ class TrainingResult:
     loss_after: float
     seconds: float
     peak_memory_mib: float
+    moments: Moments | None
 
 
 def train(
@@ -88,6 +92,7 @@ def train(
     first_step: int,
     total_steps: int,
     seed: int,
+    moments: Moments | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> TrainingResult:
     """Train the adapter that is loaded in the model, and leave the trained one there.
@@ -109,6 +114,7 @@ def train(
         first_step: Step of the federation that ``steps[0]`` is, from 0; it decides the learning rate.
         total_steps: Steps of the whole federation.
         seed: Seed of the dropout; pass a different one for each client and round.
+        moments: The optimizer's states of this site's last round; None starts with empty ones.
         on_step: Told of each step.
 
     Raises:
@@ -121,7 +127,7 @@ def train(
         raise ValueError("train needs at least one step, got none")
     received = model.read_adapter(factors)
     model.set_trainable(factors)
-    optimization = Optimization(model.model, list(model.parameters(factors).values()), config)
+    optimization = Optimization(model.model, model.parameters(factors), config, moments)
     loss_before = None
     if has_dropout(model.model):  # without it, the first step's own loss is the one before
         loss_before = optimization.evaluate(steps[0], "the loss before training")
@@ -158,4 +164,5 @@ def train(
         loss_after=loss_after,
         seconds=time.perf_counter() - started,
         peak_memory_mib=peak_memory_mib(),
+        moments=optimization.moments if config.keep_optimizer_state else None,
     )

@@ -21,6 +21,7 @@ def training_config(**overrides: object) -> TrainingConfig:
         "microbatch_tokens": 2048,
         "packing": True,
         "optimizer": "adamw",
+        "keep_optimizer_state": False,
         "learning_rate": 1e-2,
         "weight_decay": 0.0,
         "warmup_fraction": 0.0,

@@ -294,3 +294,29 @@ def test_no_steps_and_steps_without_targets_are_refused(tiny):
     rows[0].loss_mask[:] = False
     with pytest.raises(ValueError, match="got 1 rows without one"):
         run(tiny, [rows])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_two_rounds_with_kept_moments_are_one_long_round_bit_for_bit(tiny_model_dir, optimizer):
+    model = tiny_adapted(tiny_model_dir, compute_dtype="float32")
+    steps = make_steps(6)
+    config = training_config(optimizer=optimizer, keep_optimizer_state=True, max_gradient_norm=1.0)
+
+    def go_on(part, first_step, moments):
+        return train(
+            model, part, config=config, factors=BOTH, first_step=first_step, total_steps=6, seed=0,
+            moments=moments,
+        )  # fmt: skip
+
+    model.load_adapter(start_of(model))
+    go_on(steps, 0, None)
+    whole = model.read_adapter()
+    model.load_adapter(start_of(model))
+    first = go_on(steps[:2], 0, None)
+    go_on(steps[2:], 2, first.moments)
+    for name, value in model.read_adapter().items():
+        np.testing.assert_array_equal(value, whole[name], strict=True)
+
+
+def test_without_kept_moments_none_are_given(tiny):
+    assert run(tiny, make_steps(1)).moments is None
