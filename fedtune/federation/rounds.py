@@ -24,7 +24,7 @@ from fedtune.federation.dialogue import Dialogue
 from fedtune.federation.requests import train_request
 from fedtune.federation.sampling import sample_clients
 from fedtune.federation.secure import policy_of
-from fedtune.federation.secure_round import SecureCoordinator
+from fedtune.federation.secure_round import OpenedSum, SecureCoordinator
 from fedtune.federation.wire import (
     EvaluateReply,
     EvaluateRequest,
@@ -180,19 +180,30 @@ class Federation:
         if self.secure is None:
             deltas, weights = self._plain_updates(request, adapter, cohort)
             return self._aggregate(round_number, adapter, deltas, weights)
-        opened = self.secure.open_sum(
+        opened = self._opened_sum(self.secure, request, adapter, cohort)
+        if opened is None:
+            return adapter
+        mean = Delta(tensors={name: opened.mean[name] for name in self.spec.names(request.factors)})
+        return self._aggregate(round_number, adapter, {_SUM: mean}, {_SUM: 1.0}, of=opened.weights)
+
+    def _opened_sum(
+        self, secure: SecureCoordinator, request: TrainRequest, adapter: Adapter, cohort: tuple[str, ...]
+    ) -> OpenedSum | None:
+        """Return the sum of the cohort's updates; None where the round is burnt."""
+
+        def trained(name: str, reply: TrainReply, up: int, down: int) -> None:
+            _require_own(name, reply, request.round)
+            self._trained(name, reply, weight=secure.weight(name), up=up, down=down, norm=None)
+
+        return secure.open_sum(
             self._sites,
             request,
             adapter,
             to_arrays(adapter),
             cohort=cohort,
             base_hash=self._base_hash,
-            trained=self._trained_securely,
+            trained=trained,
         )
-        if opened is None:
-            return adapter
-        mean = Delta(tensors={name: opened.mean[name] for name in self.spec.names(request.factors)})
-        return self._aggregate(round_number, adapter, {_SUM: mean}, {_SUM: 1.0}, of=opened.weights)
 
     def _plain_updates(
         self, request: TrainRequest, adapter: Adapter, cohort: tuple[str, ...]
@@ -218,10 +229,6 @@ class Federation:
         wanted = self.config.federation.min_replies or len(cohort)
         self._sites.require(request.round, len(replies), wanted)
         return deltas, {name: self._weight(replies[name]) for name in sorted(replies)}
-
-    def _trained_securely(self, name: str, reply: TrainReply, up: int, down: int) -> None:
-        weight = self.secure.weight(name) if self.secure is not None else 0.0
-        self._trained(name, reply, weight=weight, up=up, down=down, norm=None)
 
     def _trained(
         self, name: str, reply: TrainReply, *, weight: float, up: int, down: int, norm: float | None

@@ -79,6 +79,7 @@ class WatchedGrid(InProcessGrid):
 
     lose: ClassVar[Send] = staticmethod(lambda message: False)
     tamper: ClassVar[Callable[[Message], None]] = staticmethod(lambda message: None)
+    tamper_reply: ClassVar[Callable[[Message], None]] = staticmethod(lambda reply: None)
     replies: ClassVar[list[Message]] = []
 
     def send_and_receive(
@@ -88,6 +89,7 @@ class WatchedGrid(InProcessGrid):
         for message in kept:
             type(self).tamper(message)
         for reply in super().send_and_receive(kept, timeout=timeout):
+            type(self).tamper_reply(reply)
             type(self).replies.append(reply)
             yield reply
 
@@ -281,6 +283,22 @@ def test_a_site_that_was_set_up_for_secure_aggregation_sends_no_update_without_i
     trained = [reply for reply in grid.replies if reply.metadata.message_type == "train"]
     assert len(trained) == 3
     assert {tuple(reply.content) for reply in trained} == {("fedtune",)}
+
+
+def test_a_reply_that_speaks_for_another_round_does_not_count(
+    four_overrides: Overrides, grid: type[WatchedGrid]
+) -> None:
+    def speak_for_another_round(reply: Message) -> None:
+        if reply.metadata.message_type == "train" and reply.metadata.src_node_id == 5:
+            said = json.loads(str(reply.content["fedtune"]["json"]))
+            reply.content["fedtune"]["json"] = json.dumps(said | {"round": 9})
+
+    grid.tamper_reply = staticmethod(speak_for_another_round)
+    run = fedtune.simulate(four_overrides(**SECURE, federation__rounds=1, federation__min_replies=3))
+    assert [(stage, code) for _, _, stage, code in failures(run)] == [("train", "FT521")]
+    (total,) = events(run, SecureSum)
+    assert isinstance(total, SecureSum)
+    assert len(total.clients) == 3
 
 
 @pytest.mark.e2e
