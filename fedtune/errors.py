@@ -11,7 +11,7 @@ happened, where, and what to do. All problems of one input are reported together
     ├── UpdateError    FT5xx     exit code 6   a delta that may not count
     ├── FederationError FT6xx    exit code 7   a quorum that was missed, a site that speaks another version
     ├── RunError       FT7xx     exit code 8   a run directory: taken, damaged, out of space
-    ├── MachineError   FT8xx     exit code 9   something this machine lacks
+    ├── MachineError   FT8xx     exit code 9   something this machine lacks, a file of its own that is bad
     └── SecureAggregationError FT9xx  exit code 10  a check of the secure sum that failed
 
 Each code has a page under docs/reference/errors/.
@@ -115,7 +115,7 @@ class RunError(FedtuneError):
 
 
 class MachineError(FedtuneError):
-    """Something that this machine lacks."""
+    """Something that this machine lacks, or a file of its own that cannot be used."""
 
     exit_code = 9
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from fedtune.config.schema import Config
 
-__all__ = ["GROUPS", "Key", "adapter", "is_known", "keys", "similar", "similar_key"]
+__all__ = ["GROUPS", "Key", "adapter", "in_words", "is_known", "keys", "similar", "similar_key"]
 
 GROUPS = (
     "model",
@@ -119,23 +119,29 @@ def _flatten(
             Key(
                 name=name,
                 description=" ".join(field_schema.get("description", "").split()),
-                values=_in_words(field_schema),
+                values=in_words(field_schema),
                 is_mapping=field_schema.get("type") == "object",
             ),
         )
 
 
-def _in_words(schema: Mapping[str, Any]) -> str:
-    """The values that a JSON schema admits, as a phrase."""
+def in_words(schema: Mapping[str, Any]) -> str:
+    """The values that a JSON schema admits, as a phrase; a type may bring its own under ``words``."""
     match schema:
+        case {"words": str(words)}:
+            pass
+        case {"type": "array", "items": {"words": str(each)}}:
+            words = f"a list, each {each}"
         case {"anyOf": choices}:
-            words = ", or ".join(_in_words(choice) for choice in choices)
+            words = ", or ".join(in_words(choice) for choice in choices)
         case {"const": only}:
             words = str(only)
         case {"enum": values}:
             words = "one of " + ", ".join(str(value) for value in values)
         case {"type": "array", "items": {"enum": values}}:
             words = "a list of " + ", ".join(str(value) for value in values)
+        case {"type": "array", "items": {"const": only}}:
+            words = f"a list of {only}"
         case {"pattern": _}:
             words = "a folder name of letters, digits and . _ = + - that starts with a letter or digit"
         case {"minLength": 1}:

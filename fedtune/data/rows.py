@@ -28,7 +28,7 @@ from fedtune.data.examples import Example, Role, Turn
 from fedtune.data.parse import ParsedFile, Row, describe, locate, undecodable
 from fedtune.errors import Problem
 
-__all__ = ["RowFormat", "choose_format", "read_row"]
+__all__ = ["RowFormat", "choose_format", "columns_read", "read_row"]
 
 _REQUIRED: dict[str, tuple[str, ...]] = {
     # The order in which `auto` tries them: Alpaca files on the Hub often carry a rendered `text` column too.
@@ -91,6 +91,19 @@ def choose_format(file: ParsedFile, name: str, renames: Mapping[str, str]) -> Ro
             if all(row_format.columns[role] in present for role in row_format.demanded):
                 return row_format
     return _no_format(file, list(header), renames)
+
+
+def columns_read(name: str, renames: Mapping[str, str]) -> frozenset[str]:
+    """Return every column that becomes a part of an example, or its id, whatever the file holds.
+
+    Args:
+        name: ``data.format``; ``auto`` may turn out to be any of the formats.
+        renames: ``data.columns``.
+    """
+    columns = {"conversations"} if name in ("auto", "messages") and "messages" not in renames else set()
+    for candidate in _REQUIRED if name == "auto" else (name,):
+        columns.update(_named(candidate, {"messages"}, renames).columns.values())
+    return frozenset(columns)
 
 
 def _named(name: str, present: set[str], renames: Mapping[str, str]) -> RowFormat:

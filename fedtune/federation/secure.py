@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 
+from fedtune.config.derived import clip_bound
 from fedtune.config.schema import Config
 from fedtune.federation.wire import TrainRequest
 from fedtune.models.adapter import AdapterSpec, Factor
@@ -27,13 +28,6 @@ _TRIPS = 5
 
 _EXECUTION_ONLY = frozenset({"threads", "microbatch_tokens", "packing", "gradient_checkpointing"})
 """Training keys that change rounding and nothing else: with them, the same update would count as another."""
-
-
-def clip_bound(config: Config) -> float:
-    """Return the public bound of an update's entries, in the unit of the parameters."""
-    if config.secagg.clip_bound is not None:
-        return config.secagg.clip_bound
-    return config.training.learning_rate * config.training.steps_per_round
 
 
 def policy_of(config: Config) -> Policy:

@@ -49,6 +49,10 @@ def test_the_wheel_holds_the_entry_points_of_flowers_bundle(names: list[str]) ->
     }
 
 
+def test_the_wheel_holds_the_example_of_a_sites_policy(names: list[str]) -> None:
+    assert "fedtune/site/site.example.yaml" in names
+
+
 def test_the_source_distribution_builds_the_same_wheel(tmp_path: Path, names: list[str]) -> None:
     build = [sys.executable, "-m", "hatchling", "build"]
     subprocess.run(
