@@ -6,6 +6,7 @@ A certificate is valid from an hour before it was made: a site's clock may be be
 from __future__ import annotations
 
 import ipaddress
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -141,10 +142,13 @@ def parse_certificate(data: bytes) -> x509.Certificate:
     Raises:
         ValueError: There is none, or it is damaged.
     """
-    try:
-        return x509.load_pem_x509_certificate(data)
-    except UnsupportedAlgorithm as error:
-        raise ValueError(str(error)) from None
+    with warnings.catch_warnings():
+        # What `cryptography` still reads with a warning, such as a negative serial number, nobody should use.
+        warnings.simplefilter("error")
+        try:
+            return x509.load_pem_x509_certificate(data)
+        except (UnsupportedAlgorithm, x509.InvalidVersion, Warning) as error:
+            raise ValueError(str(error)) from None
 
 
 def to_pem(certificate: x509.Certificate) -> bytes:

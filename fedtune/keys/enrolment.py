@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def enrol(
         )
     files = {each.path: (each.bundle.to_json(), PUBLIC) for each in answers}
     for each in answers:
-        if not each.node.exists():
+        if not os.path.lexists(each.node):
             files[each.node] = (node_public_line(each.request.node_key, each.request.site), PUBLIC)
     write_new(files)
     return answers
@@ -174,11 +175,11 @@ def _request_problems(
         said = f"version {version.version} of the roster does not have {request.site} with this identity"
         fix = "make a version with this request in it: fedtune keys roster make"
         found.add("FT632", [said], where=str(path), fix=fix)
-    if removed_path(folder, node).exists():
+    if os.path.lexists(removed_path(folder, node)):
         said = f"the node key {fingerprint(node)} of {request.site} was removed and is not enrolled again"
         found.add("FT632", [said], where=str(path), fix="let the site make new keys: fedtune keys client")
     registered = node_path(folder, request.site)
-    if registered.exists():
+    if os.path.lexists(registered):
         with found.part():
             if read_node_public(registered) != request.node:
                 said = f"{request.site} is enrolled with another node key"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
@@ -27,7 +26,7 @@ from fedtune.keys.certificates import (
     server_flaws,
 )
 from fedtune.keys.joining import CONNECTION_FORMAT, read_connection
-from fedtune.keys.private import ENCRYPTED, public_from_line, public_hash
+from fedtune.keys.private import ENCRYPTED, UNREADABLE, public_from_line, public_hash
 from fedtune.keys.problems import refusal
 from fedtune.keys.request import REQUEST_FORMAT, parse_request
 from fedtune.secagg.entry import fingerprint, parse_application
@@ -108,7 +107,7 @@ def _openssh_key(path: Path, data: bytes, now: datetime) -> Content:
 def _key_content(path: Path, load: Callable[[], object], kind: str) -> Content:
     try:
         key = load()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise refusal("FT636", "a private key that is damaged", where=str(path)) from None
     if isinstance(key, Ed25519PrivateKey):
         shown = fingerprint(key.public_key().public_bytes_raw())

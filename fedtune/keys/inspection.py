@@ -66,14 +66,19 @@ def inspect(path: Path, now: datetime) -> list[Inspected]:
         path: The coordinator's or a site's folder, or any file in it.
         now: This moment, to tell what has ended.
     """
-    if not path.is_dir():
-        return [_inspected(path, now)]
-    found = [_with_neighbour(_inspected(each, now)) for each in _files(path)]
-    if not found:
-        what = "there is no key material in this folder"
-        lack = problem("FT636", what, where=str(path))
-        found.append(Inspected(path=path, content=None, mode=None, days_left=None, problems=(lack,)))
-    return found
+    try:
+        if not path.is_dir():
+            return [_inspected(path, now)]
+        files = list(_files(path))
+    except OSError as error:
+        return [_nothing(path, f"the folder cannot be read: {error.strerror}")]
+    found = [_with_neighbour(_inspected(each, now)) for each in files]
+    return found or [_nothing(path, "there is no key material in this folder")]
+
+
+def _nothing(path: Path, what: str) -> Inspected:
+    lack = problem("FT636", what, where=str(path))
+    return Inspected(path=path, content=None, mode=None, days_left=None, problems=(lack,))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -28,6 +28,7 @@ from fedtune.keys.storage import read_bounded
 __all__ = [
     "ENCRYPTED",
     "MIN_PASSPHRASE",
+    "UNREADABLE",
     "long_enough",
     "new_key",
     "node_public_line",
@@ -47,6 +48,9 @@ __all__ = [
 
 MIN_PASSPHRASE: Final = 12
 ENCRYPTED: Final = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
+UNREADABLE: Final = (ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError)
+"""What `cryptography` raises for a key that is damaged or of a kind that it does not read."""
+
 _MOST: Final = 64 * 2**10
 _POINT_BYTES: Final = 97
 
@@ -101,7 +105,7 @@ def public_from_line(line: bytes) -> ec.EllipticCurvePublicKey:
     """
     try:
         key = load_ssh_public_key(line)
-    except UnsupportedAlgorithm as error:
+    except (UnsupportedAlgorithm, NotImplementedError) as error:
         raise ValueError(str(error)) from None
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
         return key
@@ -178,7 +182,7 @@ def read_sealed_key(
 def _private(path: Path, load: Callable[[], object]) -> ec.EllipticCurvePrivateKey:
     try:
         key = load()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         said = " ".join(str(error).split())
         raise refusal("FT630", f"not a private key that can be read: {said:.200}", where=str(path)) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -126,6 +127,37 @@ def test_nothing_and_nonsense_are_named(tmp_path: Path) -> None:
             ("FT636", str(tmp_path / name))
         ]
     assert [file.path.name for file in inspect(tmp_path, NOW)] == ["deep.json", "list.json"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    (file,) = inspect(tmp_path, NOW)
+    assert [problem.what for problem in file.problems] == ["the folder cannot be read: Permission denied"]
+
+
+@pytest.mark.parametrize(
+    "name", ["coordinator/ca.pem", "tls/hub.pem", "tls/hub.key", "ear/node.key", "coordinator/nodes/ear.pub"]
+)
+def test_a_bit_that_is_wrong_below_the_base64_is_described_or_named(
+    coordinator: Coordinator, tmp_path: Path, name: str
+) -> None:
+    """In each byte some bit: the parsers of `cryptography` raise more kinds of error than ValueError."""
+    text = (coordinator.root / name).read_text()
+    body = max(text.replace(" ", "-----").split("-----"), key=len)
+    raw = base64.b64decode(body)
+    damaged = tmp_path / Path(name).name
+    for at in range(len(raw)):
+        for bit in (1, 2 << at % 6, 128):
+            changed = raw[:at] + bytes([raw[at] ^ bit]) + raw[at + 1 :]
+            encoded = base64.b64encode(changed).decode()
+            lines = "\n".join(encoded[start : start + 64] for start in range(0, len(encoded), 64))
+            damaged.write_text(text.replace(body, f"\n{lines}\n" if "\n" in body else encoded))
+            damaged.chmod(0o600)
+            (file,) = inspect(damaged, NOW)
+            assert file.content is not None or file.problems
 
 
 @settings(max_examples=150, deadline=None)
