@@ -10,9 +10,11 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeAlias
+from typing import NoReturn
 
 from fedtune import __version__
+from fedtune.commands.arguments import Commands, add_json, below, count
+from fedtune.commands.keys_arguments import add_keys
 from fedtune.errors import FedtuneError
 
 __all__ = ["EXAMPLES", "build_parser", "main"]
@@ -26,14 +28,15 @@ EXAMPLES = {
     "chat": ("talk to the model that a run made", "fedtune chat runs/demo"),
     "export": ("copy a run's adapter, or merge it into the base", "fedtune export runs/demo --merged out"),
     "report": ("what a run gave: a summary, and its report drawn anew", "fedtune report runs/demo"),
-    "keys": ("a site's identity, and the roster that sites agree on", "fedtune keys identity site.pem"),
+    "keys": (
+        "keys, certificates and enrolment, and the roster that sites agree on",
+        "fedtune keys show site",
+    ),
     "bench": ("the measurements that the README quotes", "fedtune bench startup"),
     "completion": ("completion for your shell", "fedtune completion bash"),
     "version": ("print the version", "fedtune version"),
 }
 """Command -> (what it does, an example)."""
-
-_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _EPILOG = "The reference of all commands and exit codes is docs/reference/command-line.md."
 
@@ -84,13 +87,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     simulate = _add(commands, "simulate")
     simulate.add_argument("-m", "--multirun", action="store_true", help="one job for each of several values")
-    _json(simulate)
+    add_json(simulate)
     _overrides(simulate)
 
-    _json(_add(commands, "doctor"))
+    add_json(_add(commands, "doctor"))
 
     data = _add(commands, "data")
-    check = _below(data, "data_command").add_parser(
+    check = below(data, "data_command").add_parser(
         "check",
         help="every problem of a file, and what the model will see of it",
         epilog="Example: fedtune data check rows.csv 'data.columns={output: answer}'",
@@ -98,144 +101,62 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument(
         "file", metavar="FILE", help="a .jsonl, .json, .csv or .parquet file, or a dataset: hpo"
     )
-    check.add_argument("--show", type=_count, default=3, metavar="N", help="rows to show (default: 3)")
-    _json(check)
+    check.add_argument("--show", type=count, default=3, metavar="N", help="rows to show (default: 3)")
+    add_json(check)
     _overrides(check)
 
     estimate = _add(commands, "estimate")
-    _json(estimate)
+    add_json(estimate)
     _overrides(estimate)
 
     evaluate = _add(commands, "evaluate")
     _run_argument(evaluate)
-    _json(evaluate)
+    add_json(evaluate)
 
     chat = _add(commands, "chat")
     _run_argument(chat)
     chat.add_argument("--prompt", metavar="TEXT", help="answer this and leave")
     chat.add_argument("--base", action="store_true", help="without the adapter: the model as it was before")
-    chat.add_argument("--max-new-tokens", type=_count, default=256, metavar="N", help="longest answer (256)")
-    _json(chat)
+    chat.add_argument("--max-new-tokens", type=count, default=256, metavar="N", help="longest answer (256)")
+    add_json(chat)
 
     export = _add(commands, "export")
     _run_argument(export)
     export.add_argument("folder", metavar="FOLDER", help="where to write: new, or empty")
     export.add_argument("--merged", action="store_true", help="one model, the adapter added to the base")
-    _json(export)
+    add_json(export)
 
     report = _add(commands, "report")
     _run_argument(report)
-    _json(report)
+    add_json(report)
 
-    _keys(_below(_add(commands, "keys"), "keys_command"))
-    _bench(_below(_add(commands, "bench"), "bench_command"))
+    add_keys(below(_add(commands, "keys"), "keys_command"))
+    _bench(below(_add(commands, "bench"), "bench_command"))
 
     completion = _add(commands, "completion")
     completion.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="your shell")
 
-    _json(_add(commands, "version"))
+    add_json(_add(commands, "version"))
     return parser
 
 
-def _keys(commands: _Commands) -> None:
-    identity = commands.add_parser("identity", help="make a site's identity, once; print its fingerprint")
-    identity.add_argument("file", metavar="FILE", help="the private key: a new file")
-    identity.add_argument("--show", action="store_true", help="print what an existing file is")
-    _json(identity)
-
-    roster = commands.add_parser("roster", help="who belongs to the federation, and who believes it")
-    _roster(_below(roster, "roster_command"))
-
-    spent = commands.add_parser("spent", help="the journal of opened updates of this site")
-    spent.add_argument("journal", metavar="JOURNAL", help="the site's journal file")
-    spent.add_argument("--release", type=_count, metavar="N", help="let entry N be opened once more")
-    spent.add_argument("--operator", metavar="NAME", help="who releases; kept in the journal")
-    spent.add_argument("--reason", metavar="TEXT", help="why; kept in the journal")
-    _json(spent)
-
-
-def _roster(commands: _Commands) -> None:
-    entry = commands.add_parser("entry", help="a site's own application for the roster, signed by it")
-    _identity(entry)
-    _federation(entry)
-    entry.add_argument("--site", required=True, metavar="NAME", help="the site's name, for people")
-    weight = entry.add_mutually_exclusive_group()
-    weight.add_argument("--weight", type=_count, default=1, metavar="W", help="a power of two (default: 1)")
-    weight.add_argument(
-        "--weight-from-examples", type=_count, metavar="N", help="the power of two below N; N is not written"
-    )
-    entry.add_argument("--group", default="", metavar="G", help="sites of a group join and leave together")
-    entry.add_argument("--out", required=True, metavar="ENTRY", help="where to write the entry")
-    _json(entry)
-
-    make = commands.add_parser("make", help="the coordinator's: entries of all sites into the next version")
-    make.add_argument("entries", nargs="+", metavar="ENTRY", help="the entry of every site that is to belong")
-    _federation(make)
-    make.add_argument("--after", metavar="ROSTER", help="the version before; without it this is version 1")
-    make.add_argument("--out", required=True, metavar="ROSTER", help="where to write the version: a new file")
-    _json(make)
-
-    show = commands.add_parser("show", help="what a roster file says; nothing is accepted")
-    show.add_argument("roster", metavar="ROSTER", help="a roster file")
-    _json(show)
-
-    accept = commands.add_parser("accept", help="let this site believe a version from now on")
-    _pin(accept)
-    accept.add_argument(
-        "rosters", nargs="+", metavar="ROSTER", help="the versions since the accepted one, oldest first"
-    )
-    by = accept.add_mutually_exclusive_group()
-    by.add_argument("--fingerprint", metavar="TEXT", help="the roster's, as heard over another channel")
-    by.add_argument(
-        "--quorum", action="store_true", help="on the countersignatures of members of the version before"
-    )
-    _json(accept)
-
-    countersign = commands.add_parser("countersign", help="vouch for the version after the accepted one")
-    _identity(countersign)
-    _pin(countersign)
-    countersign.add_argument("roster", metavar="ROSTER", help="the next version")
-    countersign.add_argument("--out", metavar="ROSTER", help="where to write it (default: the same file)")
-    _json(countersign)
-
-
-def _bench(commands: _Commands) -> None:
+def _bench(commands: Commands) -> None:
     startup = commands.add_parser("startup", help="start-up times, as medians of fresh processes")
     startup.add_argument(
-        "--repeats", type=_count, default=10, metavar="N", help="fresh processes (default: 10)"
+        "--repeats", type=count, default=10, metavar="N", help="fresh processes (default: 10)"
     )
-    _json(startup)
+    add_json(startup)
 
     secagg = commands.add_parser("secagg", help="secure aggregation beside Flower's SecAgg+")
     secagg.add_argument("--scale", action="store_true", help="also 1,000 clients: some minutes more")
-    _json(secagg)
+    add_json(secagg)
 
 
-def _below(parser: argparse.ArgumentParser, dest: str) -> _Commands:
-    return parser.add_subparsers(dest=dest, metavar="COMMAND", required=True)
-
-
-def _identity(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--identity", required=True, metavar="FILE", help="the site's private key")
-
-
-def _federation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--federation", required=True, metavar="NAME", help="the federation's name")
-
-
-def _pin(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pin", required=True, metavar="PIN", help="the site's file of the accepted version")
-
-
-def _add(commands: _Commands, name: str) -> argparse.ArgumentParser:
+def _add(commands: Commands, name: str) -> argparse.ArgumentParser:
     purpose, example = EXAMPLES[name]
     return commands.add_parser(
         name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", epilog=f"Example: {example}"
     )
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object to stdout")
 
 
 def _overrides(parser: argparse.ArgumentParser) -> None:
@@ -249,12 +170,6 @@ def _overrides(parser: argparse.ArgumentParser) -> None:
 
 def _run_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of a run, such as runs/demo")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
-    return int(text)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -9,7 +9,7 @@ happened, where, and what to do. All problems of one input are reported together
     ├── ModelError     FT3xx     exit code 4   a base model, an adapter, a target list
     ├── TrainingError  FT4xx     exit code 5   a loss that is not a number, a client with nothing to train on
     ├── UpdateError    FT5xx     exit code 6   a delta that may not count
-    ├── FederationError FT6xx    exit code 7   a quorum that was missed, a site that speaks another version
+    ├── FederationError FT6xx    exit code 7   a quorum that was missed, another version, a deployment's keys
     ├── RunError       FT7xx     exit code 8   a run directory: taken, damaged, out of space
     ├── MachineError   FT8xx     exit code 9   something this machine lacks, a file of its own that is bad
     └── SecureAggregationError FT9xx  exit code 10  a check of the secure sum that failed
@@ -103,7 +103,7 @@ class UpdateError(FedtuneError):
 
 
 class FederationError(FedtuneError):
-    """A round that could not be completed by its contract."""
+    """A round that could not be completed by its contract, or key material that a federation cannot use."""
 
     exit_code = 7
 

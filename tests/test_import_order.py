@@ -24,6 +24,7 @@ ORDER = (
     "updates",
     "aggregation",
     "secagg",
+    "keys",
     "export",
     "federation",
     "simulation",

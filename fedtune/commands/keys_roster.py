@@ -9,6 +9,8 @@ from pathlib import Path
 from fedtune.commands.reporting import print_json, say
 from fedtune.commands.roster_view import described, lines_of_changes, lines_of_roster
 from fedtune.errors import ConfigError, Problem, SecureAggregationError
+from fedtune.keys.node import REQUEST_SUFFIX
+from fedtune.keys.request import read_request
 from fedtune.observability.disk import write_atomic
 from fedtune.secagg.entry import Application, apply_for_roster, fingerprint, weight_bucket
 from fedtune.secagg.files import gathered, read_application, read_roster, refuse_existing
@@ -91,7 +93,7 @@ def _make(arguments: argparse.Namespace) -> int:
 
 
 def _for_federation(path: Path, federation: str) -> Application:
-    application = read_application(path)
+    application = _applied(path)
     if application.federation != federation:
         raise refusal(
             "FT929",
@@ -99,6 +101,13 @@ def _for_federation(path: Path, federation: str) -> Application:
             where=str(path),
         )
     return application
+
+
+def _applied(path: Path) -> Application:
+    """A site's entry, which is also in its request for enrolment."""
+    if path.name.endswith(REQUEST_SUFFIX):
+        return read_request(path).application
+    return read_application(path)
 
 
 def _predecessor(path: Path, federation: str) -> Roster:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +23,7 @@ __all__ = [
     "fingerprint",
     "name_flaws",
     "parse_application",
+    "same_fingerprint",
     "sign_entry",
     "weight_bucket",
 ]
@@ -35,6 +37,16 @@ def fingerprint(value: bytes) -> str:
     """160 bits of a hash in eight groups that two operators can read to each other."""
     text = base64.b32encode(value[:20]).decode().lower()
     return "-".join(text[at : at + 4] for at in range(0, len(text), 4))
+
+
+def same_fingerprint(typed: str, expected: str) -> bool:
+    """Whether a person typed this fingerprint; case, spaces and hyphens do not matter."""
+    return hmac.compare_digest(_spoken(typed), _spoken(expected))
+
+
+def _spoken(text: str) -> bytes:
+    """What of a fingerprint is said aloud."""
+    return "".join(text.lower().replace("-", " ").split()).encode(errors="replace")
 
 
 def weight_bucket(examples: int) -> int:

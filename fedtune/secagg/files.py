@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from fedtune.errors import Problem, SecureAggregationError
+from fedtune.errors import FedtuneError, Problem, SecureAggregationError
 from fedtune.secagg.entry import Application, parse_application
 from fedtune.secagg.fields import MAX_FILE_BYTES
 from fedtune.secagg.problems import refusal
@@ -53,7 +53,7 @@ def gathered(problems: list[Problem]) -> Iterator[None]:
     """Put what a part of the input gets wrong into `problems`, so that other parts are looked at as well."""
     try:
         yield
-    except SecureAggregationError as error:
+    except FedtuneError as error:
         problems.extend(error.problems)
 
 

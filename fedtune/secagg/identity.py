@@ -77,15 +77,19 @@ class Identity:
         """Signature of 64 bytes over `body` for `purpose`; see `verify`."""
         return self._key.sign(_signed_bytes(purpose, self.public, body))
 
+    def to_pem(self) -> bytes:
+        """The private key as a file holds it (PKCS#8 PEM)."""
+        return self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
     def save(self, path: Path) -> None:
         """Write the private key (PKCS#8 PEM) to a new file that its owner alone can read.
 
         Raises:
             FileExistsError: The file is there already; an identity is never overwritten.
         """
-        pem = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        pem = self.to_pem()
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             try:
                 file.write(pem)

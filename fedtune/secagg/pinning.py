@@ -7,12 +7,12 @@ predecessor, so nobody can be shown two histories.
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedtune.observability.disk import write_atomic
+from fedtune.secagg.entry import same_fingerprint
 from fedtune.secagg.files import read_roster
 from fedtune.secagg.problems import refusal
 from fedtune.secagg.roster import Roster, fingerprint
@@ -65,7 +65,7 @@ class PinnedRoster:
         """
         newest = self.newest_of(chain)
         expected = fingerprint(newest.hash)
-        if not hmac.compare_digest(_spoken(confirmed), _spoken(expected)):
+        if not same_fingerprint(confirmed, expected):
             raise refusal(
                 "FT918",
                 f"version {newest.version} has the fingerprint {expected}, "
@@ -134,8 +134,3 @@ class PinnedRoster:
         )
         self._roster = roster
         return roster
-
-
-def _spoken(text: str) -> bytes:
-    """What of a fingerprint is said aloud."""
-    return "".join(text.lower().replace("-", " ").split()).encode(errors="replace")

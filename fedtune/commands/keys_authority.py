@@ -1,0 +1,145 @@
+"""``fedtune keys ca`` and ``fedtune keys server``: what the coordinator makes for itself."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from fedtune.commands.reporting import print_json, say
+from fedtune.errors import ConfigError, Problem
+from fedtune.keys.authority import (
+    AUTHORITY_CERTIFICATE,
+    AUTHORITY_DAYS,
+    AUTHORITY_KEY,
+    COORDINATOR_KEY,
+    make_authority,
+)
+from fedtune.keys.certificates import certificate_hash, days_left, utc_now
+from fedtune.keys.private import long_enough, read_passphrase
+from fedtune.keys.problems import refusal
+from fedtune.keys.server import SERVER_DAYS, Server, ServerOrder, make_server, renew_server
+from fedtune.secagg.entry import fingerprint
+
+__all__ = ["run_ca", "run_server"]
+
+
+def run_ca(arguments: argparse.Namespace) -> int:
+    """Make an authority.
+
+    Returns:
+        0.
+    """
+    folder, now = Path(arguments.folder), utc_now()
+    passphrase: bytes | None = None
+    if arguments.passphrase_file is not None:
+        passphrase = read_passphrase(Path(arguments.passphrase_file))
+    elif arguments.passphrase:
+        passphrase = _new_passphrase()
+    made = make_authority(
+        folder, name=arguments.name, now=now, days=arguments.days or AUTHORITY_DAYS, passphrase=passphrase
+    )
+    certificate, coordinator = made.certificate, fingerprint(made.coordinator)
+    if arguments.json:
+        print_json(
+            {
+                "name": arguments.name,
+                "certificate": str(folder / AUTHORITY_CERTIFICATE),
+                "key": str(folder / AUTHORITY_KEY),
+                "coordinator_key": str(folder / COORDINATOR_KEY),
+                "passphrase": passphrase is not None,
+                "ends": certificate.not_valid_after_utc.isoformat(),
+                "days_left": days_left(certificate, now),
+                "fingerprints": {
+                    "authority": fingerprint(certificate_hash(certificate)),
+                    "coordinator": coordinator,
+                },
+            }
+        )
+        return 0
+    say(f"{folder}: a new authority, {arguments.name}, until {certificate.not_valid_after_utc:%Y-%m-%d}")
+    say(f"  authority    {fingerprint(certificate_hash(certificate))}")
+    say(f"  coordinator  {coordinator}")
+    if passphrase is None:
+        say(f"{AUTHORITY_KEY} is under no passphrase: whoever reads it can pretend to be your server.")
+    say("The coordinator's fingerprint is what you read to each site; nobody else should tell them.")
+    return 0
+
+
+def run_server(arguments: argparse.Namespace) -> int:
+    """Make or renew a server's certificate.
+
+    Returns:
+        0.
+    """
+    now = utc_now()
+    order = ServerOrder(
+        name=arguments.name,
+        dns=arguments.dns,
+        ip=arguments.ip,
+        days=arguments.days or SERVER_DAYS,
+        out=Path(arguments.out),
+    )
+    work = renew_server if arguments.renew else make_server
+    server = work(Path(arguments.ca), order, _passphrase(arguments.passphrase_file), now)
+    _print_server(arguments, server, days_left(server.certificate, now))
+    return 0
+
+
+def _print_server(arguments: argparse.Namespace, server: Server, left: int) -> None:
+    names, ends = server.names, server.certificate.not_valid_after_utc
+    shown = fingerprint(certificate_hash(server.certificate))
+    if arguments.json:
+        print_json(
+            {
+                "name": arguments.name,
+                "certificate": str(server.certificate_path),
+                "key": str(server.key),
+                "renewed": arguments.renew,
+                "dns": list(names.dns),
+                "ip": [str(address) for address in names.ip],
+                "ends": ends.isoformat(),
+                "days_left": left,
+                "fingerprint": shown,
+            }
+        )
+        return
+    say(f"{server.certificate_path}: {'renewed' if arguments.renew else 'new'}, until {ends:%Y-%m-%d}")
+    say(f"  names        {', '.join([*names.dns, *map(str, names.ip)])}")
+    say(f"  fingerprint  {shown}")
+    if arguments.renew:
+        say("A server that runs shows the old certificate until it is started again.")
+
+
+def _passphrase(file: str | None) -> Callable[[], bytes]:
+    """How to get the passphrase of a key, if it turns out to be under one."""
+
+    def ask() -> bytes:
+        if file is not None:
+            return read_passphrase(Path(file))
+        return _typed("Passphrase of the authority's key: ")
+
+    return ask
+
+
+def _new_passphrase() -> bytes:
+    typed = long_enough(_typed("New passphrase of the authority's key: "), where="--passphrase")
+    if _typed("The same again: ") != typed:
+        what = "the two passphrases differ"
+        raise refusal("FT630", what, where="--passphrase", fix="repeat the command and type carefully")
+    return typed
+
+
+def _typed(prompt: str) -> bytes:
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            Problem(
+                code="FT109",
+                what="there is no terminal to ask for the passphrase, and no file of it was given",
+                where="fedtune keys",
+                fix="give --passphrase-file FILE, or use a terminal",
+            )
+        )
+    return getpass.getpass(prompt, stream=sys.stderr).encode()
