@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedtune.errors import FederationError, Problem, UpdateError
+from fedtune.federation.patience import bounded_pulls
 from fedtune.federation.wire import Body, EvaluateReply, Failure, HelloReply, TrainReply, content, parse_reply
 from fedtune.observability.events import ClientFailed, Event
 
@@ -129,14 +130,15 @@ class Dialogue:
         timeout = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         silent = {self.nodes[name]: name for name in contents}
         messages = [Message(contents[name], node, MESSAGE_TYPES[stage]) for node, name in silent.items()]
-        for message in self.grid.send_and_receive(messages, timeout=timeout):
-            name = silent.pop(message.metadata.src_node_id, None)
-            if name is None:
-                continue
-            try:
-                take(name, message)
-            except UpdateError as error:
-                self.fail(stage, round_number, name, error.problems[0].code, error.problems[0].what)
+        with bounded_pulls(timeout):
+            for message in self.grid.send_and_receive(messages, timeout=timeout):
+                name = silent.pop(message.metadata.src_node_id, None)
+                if name is None:
+                    continue
+                try:
+                    take(name, message)
+                except UpdateError as error:
+                    self.fail(stage, round_number, name, error.problems[0].code, error.problems[0].what)
         for name in silent.values():
             self.fail(stage, round_number, name, "FT606", f"no reply within {timeout:g} s")
 
