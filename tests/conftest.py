@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No test is timed: a busy machine is no failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Tests are not a package (import-mode=importlib): their helpers are found from here.
 sys.path.insert(0, str(Path(__file__).parent))

@@ -76,7 +76,19 @@ def config_hash(config: Config) -> str:
 def config_to_yaml(config: Config) -> str:
     """The configuration as YAML in the order of the schema, the ``config.yaml`` of a run directory."""
     values = adapter().dump_python(config, mode="json")
-    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML comes without types
+    """YAML takes three characters for line breaks that JSON does not, and folds them into a space."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    breaks = any(character in value for character in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def config_from_yaml(text: str, *, where: str) -> Config:

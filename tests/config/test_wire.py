@@ -68,6 +68,12 @@ def test_yaml_gives_back_the_same_configuration(config: Config) -> None:
     assert config_from_yaml(config_to_yaml(config), where="config.yaml") == config
 
 
+@pytest.mark.parametrize("prompt", ["\x85", "one\u2028two", "\u2029", "é\x85é", "plain\nlines"])
+def test_what_yaml_takes_for_a_line_break_comes_back_as_it_was(prompt: str) -> None:
+    config = dataclasses.replace(DEMO, data=dataclasses.replace(DEMO.data, system_prompt=prompt))
+    assert config_from_yaml(config_to_yaml(config), where="config.yaml") == config
+
+
 def test_json_is_canonical() -> None:
     assert json.dumps(json.loads(DEMO_JSON), sort_keys=True, separators=(",", ":")) == DEMO_JSON
     assert DEMO_JSON.isascii()
