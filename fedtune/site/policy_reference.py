@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedtune.site.policy import REASONS
-from fedtune.site.policy_file import example_path, parse_policy
-from fedtune.site.policy_problems import ADAPTER, policy_keys
+from fedtune.site.policy_file import POLICY, example_path, parse_policy
 
 __all__ = ["reference_page"]
 
@@ -51,7 +50,7 @@ def reference_page() -> str:
     """The page as Markdown."""
     reasons = (f"| `{code}` | {why} |" for code, why in REASONS.items())
     path = example_path()
-    example = ADAPTER.dump_python(
+    example = POLICY.adapter.dump_python(
         parse_policy(path.read_text(encoding="utf-8"), where=str(path)), mode="json"
     )
     return "\n".join((_HEAD, *_table(example), "", _REASONS, *reasons, ""))
@@ -59,7 +58,7 @@ def reference_page() -> str:
 
 def _table(example: dict[str, Any]) -> Iterator[str]:
     yield "| key | values | example | meaning |\n|---|---|---|---|"
-    for key in policy_keys().values():
+    for key in POLICY.keys.values():
         value: Any = example
         for part in key.name.split("."):
             value = None if value is None else value[part]

@@ -15,15 +15,14 @@ from hypothesis import strategies as st
 from fedtune.config.schema import Metric
 from fedtune.errors import MachineError, Problem
 from fedtune.secagg.entry import fingerprint
-from fedtune.site.policy_file import example_path, load_policy, parse_policy
-from fedtune.site.policy_problems import policy_keys
+from fedtune.site.policy_file import POLICY, example_path, load_policy, parse_policy
 from fedtune.site.policy_reference import reference_page
 from fedtune.site.policy_schema import Hours, PrivacyBudget, SitePolicy
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "client" / "site.example.yaml").read_text(encoding="utf-8")
 VALUES: dict[str, Any] = yaml.safe_load(EXAMPLE.replace("20:00", '"20:00"'))
-LEAVES = [name for name, key in policy_keys().items() if not (key.is_mapping or name.startswith("privacy."))]
+LEAVES = [name for name, key in POLICY.keys.items() if not (key.is_mapping or name.startswith("privacy."))]
 
 
 def changed(**keys: Any) -> str:
@@ -64,8 +63,8 @@ def test_the_page_is_what_the_command_writes() -> None:
     page = (ROOT / "docs" / "reference" / "site-policy.md").read_text(encoding="utf-8")
     # To renew it: python -m fedtune.site.policy_reference > docs/reference/site-policy.md
     assert page == reference_page()
-    assert all(f"| `{name}` |" in page for name in policy_keys())
-    assert all(key.description for key in policy_keys().values())
+    assert all(f"| `{name}` |" in page for name in POLICY.keys)
+    assert all(key.description for key in POLICY.keys.values())
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -80,7 +79,7 @@ def test_a_key_that_is_missing_is_named_in_full(name: str) -> None:
     assert problem.code == "FT823"
     assert problem.what == f"{name} has no value"
     assert problem.where == f"site.yaml, key {name}"
-    assert problem.fix == f"set {name} to {policy_keys()[name].values}"
+    assert problem.fix == f"set {name} to {POLICY.keys[name].values}"
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -88,7 +87,7 @@ def test_a_value_of_another_type_is_refused_with_the_values_that_are_taken(name:
     (problem,) = problems_of(changed(**{name.replace(".", "__"): {"a": [1]}}))
     assert problem.code == "FT822"
     assert name in problem.where
-    assert policy_keys()[name].values in problem.what
+    assert POLICY.keys[name].values in problem.what
 
 
 @pytest.mark.parametrize(
