@@ -19,7 +19,7 @@ from fedtune.secagg.layout import tensor_bounds
 from fedtune.secagg.policy import Policy
 from fedtune.secagg.roster import Roster
 
-__all__ = ["SERVER_STEP", "clip_bound", "policy_of", "round_encoding", "training_hash"]
+__all__ = ["SERVER_STEP", "policy_of", "round_encoding", "training_hash"]
 
 SERVER_STEP = 1.0
 """Factor on the mean update; the linear methods add the mean itself."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from fedtune.secagg.collected import AttemptRules, Trip
 from fedtune.secagg.hashes import adapter_hash
 from fedtune.secagg.identity import Identity
 from fedtune.secagg.messages import Kind, Refusal, Signed, open_frame
-from fedtune.secagg.roster import Roster
+from fedtune.secagg.roster import Roster, RosterEntry
 from fedtune.secagg.rounding import DecodedMean, decode_mean
 from fedtune.secagg.rounds import RoundOutcome, discard_journals, journal_path, secure_round
 from fedtune.secagg.server import ServerAttempt
@@ -97,8 +98,8 @@ class SecureCoordinator:
         """Sites of the roster."""
         return frozenset(self._entries)
 
-    @property
-    def _entries(self) -> dict[str, Any]:
+    @cached_property
+    def _entries(self) -> dict[str, RosterEntry]:
         return {entry.site: entry for entry in self.roster.entries}
 
     def open_sum(

@@ -20,6 +20,7 @@ from fedtune.errors import FedtuneError
 from fedtune.federation.checkpoint import Checkpoint, load_checkpoint
 from fedtune.federation.rounds import Federation
 from fedtune.federation.secure_round import SecureCoordinator
+from fedtune.keys.authority import COORDINATOR_KEY
 from fedtune.models.adapted import adapter_spec
 from fedtune.models.adapter import Adapter, AdapterSpec, initial_adapter
 from fedtune.observability.events import RunFinished, RunStarted, Split, read_events
@@ -31,8 +32,8 @@ from fedtune.secagg.roster import parse_roster
 __all__ = ["CLIENTS_KEY", "CONFIG_KEY", "SPLIT_KEY", "build_server_app", "run_federation"]
 
 CONFIG_KEY, CLIENTS_KEY, SPLIT_KEY = "fedtune-config", "fedtune-clients", "fedtune-split"
-COORDINATOR_KEY, ROSTER_FILE = "coordinator.key", "roster.json"
-"""What a run's folder of secure aggregation holds for the coordinator."""
+ROSTER_FILE = "roster.json"
+"""The roster in a run's folder of secure aggregation; the coordinator's key lies beside it."""
 
 
 def secure_folder(run: Path) -> Path:

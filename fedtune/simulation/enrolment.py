@@ -7,13 +7,15 @@ run directory, where a resumed run finds them again. The protocol that runs with
 from __future__ import annotations
 
 import shutil
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
 from fedtune.config.schema import Config
 from fedtune.federation.secure import policy_of
 from fedtune.federation.secure_site import ReceivedAdapter, SecureMember, SecureSite
-from fedtune.federation.server import COORDINATOR_KEY, ROSTER_FILE, secure_folder
+from fedtune.federation.server import ROSTER_FILE, secure_folder
+from fedtune.keys.authority import COORDINATOR_KEY
 from fedtune.observability.disk import write_atomic
 from fedtune.secagg.client import SecureAggregationClient
 from fedtune.secagg.cohorts import CohortLog
@@ -24,18 +26,17 @@ from fedtune.secagg.spent import SpentJournal
 __all__ = ["enrol", "new_member", "secure_site"]
 
 
-def enrol(run: Path, config: Config, examples: dict[str, int], *, anew: bool) -> None:
-    """Give the coordinator and each virtual site an identity, and write the roster.
+def enrol(run: Path, config: Config, examples: dict[str, int]) -> None:
+    """Give the coordinator and each virtual site an identity, and write the roster, unless they are there.
+
+    A run that goes on must find them again, even if no round was complete: its journals know what was opened.
 
     Args:
         run: The run directory.
         config: The whole configuration.
         examples: Name of each site to its training examples.
-        anew: Forget what an earlier run of this name left; otherwise only what is missing is made.
     """
     folder = secure_folder(run)
-    if anew:
-        shutil.rmtree(folder, ignore_errors=True)
     if (folder / ROSTER_FILE).exists():
         return
     shutil.rmtree(folder, ignore_errors=True)  # a first start that was killed half-way
@@ -81,7 +82,13 @@ def new_member(run: Path, config: Config, name: str) -> SecureAggregationClient:
 
 
 def _roster(run: Path) -> Roster:
-    return parse_roster((secure_folder(run) / ROSTER_FILE).read_bytes())
+    return _parsed((secure_folder(run) / ROSTER_FILE).read_bytes())
+
+
+@lru_cache(maxsize=1)
+def _parsed(data: bytes) -> Roster:
+    # Every virtual site of a process pins the same version; each parse checks all signatures.
+    return parse_roster(data)
 
 
 def _spent(run: Path, name: str) -> SpentJournal:

@@ -6,7 +6,6 @@ data -> sites -> rounds (in this process, or on Ray) -> baselines -> samples -> 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -175,11 +174,8 @@ class _Session:
                 resumed_after=done,
             )
         )
-        if done is None:
-            # What sites remember belongs to the run that begins here.
-            shutil.rmtree(path / "sites", ignore_errors=True)
         if config.secagg.enabled:
-            enrol(path, config, self.sites.training_examples(), anew=done is None)
+            enrol(path, config, self.sites.training_examples())
 
     def federate(self) -> None:
         """Run the rounds that are missing."""

@@ -10,9 +10,10 @@ import pytest
 
 from fedtune.aggregation.registry import aggregator
 from fedtune.config.compose import compose
+from fedtune.config.derived import clip_bound
 from fedtune.errors import SecureAggregationError
 from fedtune.federation.requests import train_request
-from fedtune.federation.secure import clip_bound, training_hash
+from fedtune.federation.secure import training_hash
 from fedtune.federation.secure_site import ReceivedAdapter, SecureSite
 from fedtune.models.adapter import Adapter, AdapterSpec, initial_adapter
 from fedtune.secagg.identity import Identity

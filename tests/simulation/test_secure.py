@@ -220,7 +220,8 @@ def test_a_round_that_cannot_be_opened_is_burnt_and_named_and_the_run_goes_on_fr
     start = initial_adapter(adapter_spec(run.config.model, run.config.peft), run.config.seed)
     for name, value in adapter_after(run, 1).items():
         np.testing.assert_array_equal(value, start[name])
-    assert "round 1" in run.report.read_text(encoding="utf-8").lower()
+    assert "burnt: 1" in run.report.read_text(encoding="utf-8")
+    assert "1 / 1" in (run.adapter_dir / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_attempt_that_fails_before_the_point_of_no_return_is_tried_again_without_training_again(
@@ -324,9 +325,16 @@ def test_a_secure_run_killed_at_any_instant_ends_as_an_uninterrupted_one_or_name
     wait_for(whole.path.parent / "killed" / "rounds.jsonl", moment, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    journals = (whole.path.parent / "killed" / "sites").glob("*.spent.jsonl")
+    spent = {path: path.read_text(encoding="utf-8") for path in journals}
     killed = fedtune.simulate(tiny_overrides(name="killed", resume="true", **settings))
     assert killed.summary["status"] == "completed"
     assert killed.summary["secure_rounds"] + len(killed.summary["burnt_rounds"]) == 2
+    for journal, opened in spent.items():
+        lines = journal.read_text(encoding="utf-8")
+        assert lines.startswith(opened), "what was opened before the kill is not forgotten"
+        rounds = [json.loads(line)["round"] for line in lines.splitlines()]
+        assert len(rounds) == len(set(rounds)), "no update was opened twice"
     if not killed.summary["burnt_rounds"]:
         # The rounding of one round moves the start of the next by 1e-10; Adam may turn that into more.
         for name, value in adapter_after(whole, 2).items():
