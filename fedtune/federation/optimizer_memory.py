@@ -57,12 +57,9 @@ class OptimizerMemory:
             ) from None
 
     def keep(self, round_number: int, moments: Moments) -> None:
-        """Write a round's moments, and forget those of later rounds and of long ago.
-
-        Moments of tensors that this round did not train are carried over from the round before.
-        """
+        """Write a round's moments, and forget those of later rounds and of long ago."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._path(round_number), save((self.before(round_number) or {}) | moments))
+        write_atomic(self._path(round_number), save(moments))
         known = sorted(self._files())
         later = [path for number, path in known if number > round_number]
         old = [path for number, path in known if number <= round_number][: -self.KEPT_ROUNDS]

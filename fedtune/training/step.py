@@ -45,8 +45,9 @@ class Optimization:
         self._named = dict(parameters)
         self._parameters = list(parameters.values())
         self._optimizer = make_optimizer(self._parameters, config)
-        if moments is not None:
-            load_moments(self._optimizer, self._named, moments)
+        load_moments(self._optimizer, self._named, moments or {})
+        trained = tuple(f"{name}/" for name in self._named)
+        self._others = {key: value for key, value in (moments or {}).items() if not key.startswith(trained)}
         self._loss = ResponseLoss(model)
         self._received: list[Tensor] = []
         if config.proximal_mu > 0:
@@ -90,8 +91,8 @@ class Optimization:
 
     @property
     def moments(self) -> Moments:
-        """A copy of the optimizer's states."""
-        return read_moments(self._optimizer, self._named)
+        """A copy of the optimizer's states, and the given ones of tensors that are not trained now."""
+        return self._others | read_moments(self._optimizer, self._named)
 
     def evaluate(self, rows: Sequence[TokenizedExample], name: str) -> float:
         """Return the mean nats per response token of these rows, without dropout.

@@ -68,7 +68,8 @@ class TrainingResult:
         loss_after: The same rows with the trained adapter.
         seconds: Wall-clock time.
         peak_memory_mib: Most memory that this process has held since it started, in MiB.
-        moments: The optimizer's states, with ``keep_optimizer_state``; else None.
+        moments: The optimizer's states, with ``keep_optimizer_state``; else None. Those that were given of
+            tensors which were not trained are among them.
     """
 
     delta: Delta

@@ -31,13 +31,6 @@ def test_a_round_goes_on_from_the_last_one_before_it_however_often_it_is_asked_f
     assert read(memory, 9) == {"A/exp_avg": 2.0}, "round 4 was undone when round 2 was trained again"
 
 
-def test_what_a_round_does_not_train_is_carried_over(tmp_path: Path) -> None:
-    memory = OptimizerMemory(tmp_path, "site")
-    memory.keep(1, moments(B=1))
-    memory.keep(2, moments(A=2))
-    assert read(memory, 3) == {"A/exp_avg": 2.0, "B/exp_avg": 1.0}
-
-
 def test_three_rounds_are_kept_and_sites_do_not_mix(tmp_path: Path) -> None:
     one, other = OptimizerMemory(tmp_path, "one"), OptimizerMemory(tmp_path, "one.moments.000001")
     for number in range(1, 6):

@@ -318,5 +318,21 @@ def test_two_rounds_with_kept_moments_are_one_long_round_bit_for_bit(tiny_model_
         np.testing.assert_array_equal(value, whole[name], strict=True)
 
 
+def test_moments_of_a_factor_that_is_not_trained_are_handed_on(tiny_model_dir):
+    model = tiny_adapted(tiny_model_dir)
+    config = training_config(keep_optimizer_state=True)
+
+    def train_factor(factor, moments):
+        return train(
+            model, make_steps(1), config=config, factors=(factor,), first_step=0, total_steps=2, seed=0,
+            moments=moments,
+        ).moments  # fmt: skip
+
+    of_b = train_factor("B", None)
+    both = train_factor("A", of_b)
+    assert of_b.keys() < both.keys()
+    assert all(torch.equal(both[key], value) for key, value in of_b.items())
+
+
 def test_without_kept_moments_none_are_given(tiny):
     assert run(tiny, make_steps(1)).moments is None
