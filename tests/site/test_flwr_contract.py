@@ -118,7 +118,6 @@ def test_an_error_of_flower_has_a_reason() -> None:
 
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 KNOWN = {
-    "federation/patience.py",
     "secagg/bench_peer.py",
     "simulation/grid.py",
     "site/executor.py",
