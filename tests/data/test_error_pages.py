@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 from support.datasets import data_config, labelled, partition_config, question
+from support.error_pages import PAGES, assert_page_shows_the_message
 from support.tiny_model import make_tokenizer
 
 from fedtune.data import hpo
 from fedtune.data.load import load_examples
 from fedtune.data.partition import partition
 from fedtune.data.tokenize import tokenize_all
-from fedtune.errors import DataError
 
 ROOT = Path(__file__).parents[2]
-PAGES = ROOT / "docs" / "reference" / "errors"
 
 
 def rows(content: str | bytes, name: str = "notes.jsonl", **changes: object) -> None:
@@ -100,14 +99,7 @@ def test_the_page_of_an_error_shows_the_message_that_is_printed(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError) as caught:
-        RAISE[code]()
-    message = str(caught.value.problems[0])
-    assert message.startswith(f"{code}: ")
-    page = (PAGES / f"{code}.md").read_text(encoding="utf-8")
-    assert page.startswith(f"# {code}: ")
-    assert "\n## What to do\n" in page
-    assert "\n".join(f"    {line}" for line in message.splitlines()) in page
+    assert_page_shows_the_message(code, RAISE[code])
 
 
 def test_every_code_that_data_raises_is_on_this_list() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from support.enrolment import NOW, Coordinator, never_asked
+from support.error_pages import PAGES, assert_page_shows_the_message
 
 import fedtune.keys
-from fedtune.errors import FederationError, FedtuneError
+from fedtune.errors import FederationError
 from fedtune.keys.authority import make_authority, read_authority
 from fedtune.keys.inspection import inspect
 from fedtune.keys.joining import check
@@ -24,7 +25,6 @@ from fedtune.keys.server import ServerOrder, make_server
 from fedtune.secagg.entry import apply_for_roster
 from fedtune.secagg.identity import Identity
 
-PAGES = Path(__file__).parents[2] / "docs" / "reference" / "errors"
 FOLDER = Path("coordinator")
 
 
@@ -91,14 +91,7 @@ def test_the_page_of_an_error_shows_the_message_that_is_printed(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FedtuneError) as caught:
-        RAISE[code]()
-    message = str(caught.value.problems[0])
-    assert message.startswith(f"{code}: ")
-    page = (PAGES / f"{code}.md").read_text(encoding="utf-8")
-    assert page.startswith(f"# {code}: ")
-    assert "\n## What to do\n" in page
-    assert "\n".join(f"    {line}" for line in message.splitlines()) in page
+    assert_page_shows_the_message(code, RAISE[code])
 
 
 def test_every_code_that_the_package_raises_is_on_this_list() -> None:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from support.certificates import ServerFiles, node_key, server_files
+from support.enrolment import Coordinator
 from support.site_process import SiteSpec
 
 from fedtune.config.schema import Config
@@ -31,11 +32,12 @@ from fedtune.federation.processes import environment, free_ports, listens, scrip
 from fedtune.federation.server import (
     CLIENTS_KEY,
     CONFIG_KEY,
-    COORDINATOR_KEY,
     ROSTER_FILE,
     SPLIT_KEY,
     secure_folder,
 )
+from fedtune.keys.authority import AUTHORITY_CERTIFICATE, COORDINATOR_KEY
+from fedtune.keys.node import NODE_KEY, make_node
 from fedtune.observability.run_directory import RunDirectory
 from fedtune.simulation.bundle import write_bundle
 from fedtune.simulation.enrolment import enrol
@@ -45,6 +47,21 @@ __all__ = ["DeployedSite", "Deployment", "deployed"]
 
 START_SECONDS, STOP_SECONDS = 120.0, 15.0
 CONNECTION = "coordinator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerFiles:
+    """What `fedtune keys` makes for a server on loopback."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def of(cls, coordinator: Coordinator) -> ServerFiles:
+        server = coordinator.server(ip=("127.0.0.1",))
+        authority = coordinator.folder / AUTHORITY_CERTIFICATE
+        return cls(authority=authority, certificate=server.certificate_path, key=server.key)
 
 
 @dataclass(kw_only=True)
@@ -145,8 +162,10 @@ class Deployment:
         if config.secagg.enabled:
             run = Path(config.runs_dir) / config.name
             run.mkdir(parents=True)
-            enrol(run, config, sites.training_examples(), anew=True)
-        server = server_files(self.folder / "tls")
+            enrol(run, config, sites.training_examples())
+        coordinator = Coordinator(self.folder)
+        coordinator.begin()
+        server = ServerFiles.of(coordinator)
         port, *node_ports = free_ports(1 + len(names))
         superlink = self._start_superlink(server, port)
         executors = [
@@ -218,10 +237,12 @@ class Deployment:
         self, server: ServerFiles, port: int, name: str, node_port: int
     ) -> subprocess.Popen[bytes]:
         folder = self.folder / name
-        self._register(server, port, node_key(folder / "node.key"))
+        request = make_node(folder, site=name, federation="f")
+        public = request.node_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        self._register(server, port, public)
         command = [script("flower-supernode"), "--superlink", f"127.0.0.1:{port}"]
         command += ["--root-certificates", str(server.authority)]
-        command += ["--auth-supernode-private-key", str(folder / "node.key")]
+        command += ["--auth-supernode-private-key", str(folder / NODE_KEY)]
         command += ["--isolation", "process", "--superexec-auth-secret-file", str(folder / "secret")]
         command += ["--host", "127.0.0.1", "--port", str(node_port)]
         return self._start(f"{name}-supernode", command, folder / "home")
