@@ -18,8 +18,11 @@ from fedtune.errors import Problem
 __all__ = ["BUILT_IN", "combination_problems", "plugin_problems"]
 
 BUILT_IN = {
-    "data.source": ("fedtune.datasets", ("hpo", "files")),
-    "partition.method": ("fedtune.partitioners", ("natural", "iid", "dirichlet", "quantity", "shards")),
+    "data.source": ("fedtune.datasets", ("hpo", "files", "site")),
+    "partition.method": (
+        "fedtune.partitioners",
+        ("natural", "iid", "dirichlet", "quantity", "shards", "site"),
+    ),
     "aggregation.method": ("fedtune.aggregators", ("fedavg", "ffa", "alternating")),
 }
 """Key of a choice that plugins extend -> (entry-point group, names that fedtune brings)."""
@@ -167,7 +170,7 @@ def _partition(config: Config) -> Iterator[Finding]:
                 "name each site once",
             )
         return
-    if method not in BUILT_IN["partition.method"][1]:
+    if method == "site" or method not in BUILT_IN["partition.method"][1]:
         return
     if partition.clients is None:
         yield (
@@ -301,6 +304,33 @@ def _backend(config: Config) -> Iterator[Finding]:
         )
 
 
+def _deployment(config: Config) -> Iterator[Finding]:
+    deployed = config.backend.name == "deployment"
+    for key, value in (("data.source", config.data.source), ("partition.method", config.partition.method)):
+        if (value == "site") != deployed:
+            yield (
+                f"{key} is {value}, but in a deployment each site has its own rows"
+                if deployed
+                else f"{key} is site, but there are no sites with rows of their own in a simulation",
+                f"{key}, backend.name",
+                "set backend=deployment alone, after any experiment; it sets data.source and partition.method"
+                if deployed
+                else "simulate with data=files or data=hpo; `fedtune server run` sets backend=deployment",
+            )
+    if deployed and config.baselines:
+        yield (
+            "baselines need rows, and the coordinator of a deployment has none",
+            "baselines, backend.name",
+            "set baselines=[]",
+        )
+    if deployed and config.evaluation.generations > 0:
+        yield (
+            "generations need held-out prompts, and the coordinator of a deployment has none",
+            "evaluation.generations, backend.name",
+            "set evaluation.generations=0",
+        )
+
+
 _RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _arithmetic,
     _data,
@@ -310,4 +340,5 @@ _RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _metrics,
     _secagg,
     _backend,
+    _deployment,
 )

@@ -61,7 +61,8 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataConfig:
     source: Name
-    """``hpo``, ``files``, or the name of an installed ``fedtune.datasets`` entry point."""
+    """``hpo``, ``files``, ``site`` for the rows that each site of a deployment has, or the name of an
+    installed ``fedtune.datasets`` entry point."""
 
     files: tuple[str, ...]
     """For ``source=files``: paths of .jsonl, .json, .csv or .parquet files."""
@@ -103,8 +104,8 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PartitionConfig:
     method: Name
-    """``natural``, ``iid``, ``dirichlet``, ``quantity``, ``shards``, or the name of an installed
-    ``fedtune.partitioners`` entry point."""
+    """``natural``, ``iid``, ``dirichlet``, ``quantity``, ``shards``, ``site`` where each site of a deployment
+    has its own rows, or the name of an installed ``fedtune.partitioners`` entry point."""
 
     clients: PositiveInt | None
     """Number of clients; null for ``natural``, which has one client for each value of ``column``."""
@@ -248,6 +249,14 @@ class FederationConfig:
     min_replies: PositiveInt | None
     """Quorum: a round with fewer usable updates stops the run; null demands every drawn client."""
 
+    round_attempts: PositiveInt
+    """How often a round is asked for before the run stops for lack of its quorum; sites whose update has
+    arrived are not asked again."""
+
+    join_timeout_seconds: PositiveFloat
+    """How long the server waits for sites: for all of them before the first round, and before each other one
+    for as many as its quorum demands."""
+
     round_timeout_seconds: PositiveFloat
     """How long the server waits for a round's replies."""
 
@@ -277,8 +286,9 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BackendConfig:
-    name: Literal["inprocess", "ray"]
-    """``inprocess``: all virtual clients in this process; ``ray``: Flower's simulation engine."""
+    name: Literal["inprocess", "ray", "deployment"]
+    """``inprocess``: all virtual clients in this process; ``ray``: Flower's simulation engine;
+    ``deployment``: sites that are connected to a server, for ``fedtune server run``."""
 
     actors: PositiveInt
     """``ray``: clients trained at the same time, each in a process with its own base model."""

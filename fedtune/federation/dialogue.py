@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -24,8 +23,6 @@ MESSAGE_TYPES: Mapping[Stage, str] = {
     "secagg": "query.secagg",
     "evaluate": "evaluate",
 }
-NODE_WAIT_SECONDS = 120.0
-"""How long the server waits for its clients to appear before the first round."""
 
 Reply = TypeVar("Reply", HelloReply, TrainReply, EvaluateReply)
 
@@ -51,26 +48,6 @@ class Dialogue:
     record: Callable[[Event], None]
     nodes: dict[str, int] = field(default_factory=dict)
     failures: list[ClientFailed] = field(default_factory=list)
-
-    def wait_for_nodes(self, expected: int) -> dict[str, int]:
-        """Wait until the expected number of nodes is connected; their names are not known yet.
-
-        Raises:
-            FederationError: FT604, they did not appear in time.
-        """
-        deadline = time.monotonic() + NODE_WAIT_SECONDS
-        while len(nodes := sorted(self.grid.get_node_ids())) < expected:
-            if time.monotonic() > deadline:
-                raise FederationError(
-                    Problem(
-                        code="FT604",
-                        what=f"{len(nodes)} of {expected} clients appeared in {NODE_WAIT_SECONDS:.0f} s",
-                        where="start of the federation",
-                        fix="look into the clients' logs, then run again with resume=true",
-                    )
-                )
-            time.sleep(0.1)
-        return {f"node {node}": node for node in nodes}
 
     def ask(
         self,
@@ -117,6 +94,7 @@ class Dialogue:
         take: Callable[[str, Message], None],
         *,
         timeout_seconds: float | None = None,
+        nodes: Mapping[str, int] | None = None,
     ) -> None:
         """Send each site its own content and look at each reply as it arrives.
 
@@ -126,9 +104,10 @@ class Dialogue:
             contents: What to send, by name of the site.
             take: Looks at a site's reply; an `UpdateError` from it makes the site a failed one.
             timeout_seconds: How long to wait; None takes the dialogue's own.
+            nodes: Flower's node of each, where they are not among the dialogue's own.
         """
         timeout = self.timeout_seconds if timeout_seconds is None else timeout_seconds
-        silent = {self.nodes[name]: name for name in contents}
+        silent = {(nodes or self.nodes)[name]: name for name in contents}
         messages = [Message(contents[name], node, MESSAGE_TYPES[stage]) for node, name in silent.items()]
         with bounded_pulls(timeout):
             for message in self.grid.send_and_receive(messages, timeout=timeout):
@@ -143,10 +122,14 @@ class Dialogue:
             self.fail(stage, round_number, name, "FT606", f"no reply within {timeout:g} s")
 
     def fail(self, stage: Stage, round_number: int, name: str, code: str, reason: str) -> None:
-        """Record that a site failed, and why."""
+        """Record that a site failed, and why; who cannot be greeted for one reason is recorded once."""
         failure = ClientFailed(round=round_number, client=name, stage=stage, code=code, reason=reason)
+        repeated = stage == "hello" and any(
+            (before.stage, before.client, before.code) == (stage, name, code) for before in self.failures
+        )
         self.failures.append(failure)
-        self.record(failure)
+        if not repeated:
+            self.record(failure)
 
     def require(self, round_number: int, usable: int, wanted: int) -> None:
         """Stop where fewer sites are usable than the round's contract demands.

@@ -8,7 +8,7 @@ over `Grid.send_and_receive`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -18,9 +18,10 @@ from fedtune.aggregation.base import Aggregator
 from fedtune.aggregation.meter import ErrorMeter
 from fedtune.aggregation.weighting import client_weight, normalised
 from fedtune.config.schema import Config
-from fedtune.errors import Problem, UpdateError
+from fedtune.errors import FederationError, Problem, SecureAggregationError, UpdateError
 from fedtune.federation.checkpoint import Checkpoint, save_checkpoint
 from fedtune.federation.dialogue import Dialogue
+from fedtune.federation.membership import Membership
 from fedtune.federation.requests import train_request
 from fedtune.federation.sampling import sample_clients
 from fedtune.federation.secure import policy_of
@@ -28,8 +29,6 @@ from fedtune.federation.secure_round import OpenedSum, SecureCoordinator
 from fedtune.federation.wire import (
     EvaluateReply,
     EvaluateRequest,
-    HelloReply,
-    HelloRequest,
     TrainReply,
     TrainRequest,
     arrays_of,
@@ -39,6 +38,7 @@ from fedtune.observability.events import (
     ClientEvaluated,
     ClientTrained,
     ModelLoaded,
+    QuorumMissed,
     RoundAggregated,
     RoundFinished,
     RoundStarted,
@@ -57,6 +57,18 @@ __all__ = ["Federation"]
 _SUM = "the secure sum"
 
 
+@dataclass
+class _PlainUpdates:
+    """Updates of a round that have arrived, by name in sorted order: a sum depends on its order."""
+
+    deltas: dict[str, Delta] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def take(self, name: str, delta: Delta, weight: float) -> None:
+        self.deltas[name], self.weights[name] = delta, weight
+        self.weights = dict(sorted(self.weights.items()))
+
+
 @dataclass(kw_only=True)
 class Federation:
     """One run of rounds, from the seeded start or from a checkpoint.
@@ -70,6 +82,7 @@ class Federation:
         expected_clients: How many clients the run is made for.
         split: What a simulation knows of the labels at each site, for the report.
         secure: Opens the sum of a round's updates instead of receiving each; None in a plain run.
+        registered: Name of each node that a coordinator enrolled; None in a simulation.
     """
 
     grid: Grid
@@ -80,12 +93,21 @@ class Federation:
     expected_clients: int
     split: Split | None = None
     secure: SecureCoordinator | None = None
+    registered: Callable[[], Mapping[int, str]] | None = None
     _sites: Dialogue = field(init=False)
+    _members: Membership = field(init=False)
     _base_hash: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         timeout = self.config.federation.round_timeout_seconds
         self._sites = Dialogue(grid=self.grid, timeout_seconds=timeout, record=self.run.events.append)
+        self._members = Membership(
+            sites=self._sites,
+            config=self.config,
+            expected=self.expected_clients,
+            admitted=None if self.secure is None else self.secure.names,
+            registered=self.registered,
+        )
 
     def run_rounds(self, start: Checkpoint) -> Adapter:
         """Run the rounds after ``start`` and return the last global adapter.
@@ -110,38 +132,17 @@ class Federation:
 
     def _greet(self) -> None:
         """Learn who is there, refuse to mix base models, and leave out who has nothing to train on."""
-        sites = self._sites
-        sites.nodes = nodes = sites.wait_for_nodes(self.expected_clients)
-        replies = sites.ask("hello", 0, HelloRequest(), to=list(nodes), expect=HelloReply)
-        hellos: dict[str, HelloReply] = {}
-        sites.nodes = {}
-        for node_name, hello in sorted(replies.items()):
-            if hello.site in hellos:
-                sites.fail("hello", 0, node_name, "FT602", f"it uses the name of another site, {hello.site}")
-                continue
-            hellos[hello.site], sites.nodes[hello.site] = hello, nodes[node_name]
-        first = next((hellos[name] for name in sorted(hellos)), None)
-        for name, hello in sorted(hellos.items()):
-            if self.secure is not None and name not in self.secure.names:
-                sites.fail("hello", 0, name, "FT905", "it is not in the roster of this federation")
-                del hellos[name], sites.nodes[name]
-            elif first and _base(hello) != _base(first):
-                reason = f"its base model {_base(hello)} differs from that of {first.site}, {_base(first)}"
-                sites.fail("hello", 0, name, "FT603", reason)
-                del hellos[name], sites.nodes[name]
-        sites.require(0, len(hellos), self.config.federation.min_replies or self.expected_clients)
-        self._record_sites([hellos[name] for name in sorted(hellos)])
-        for name, hello in sorted(hellos.items()):
-            if not hello.trains:
-                sites.fail("hello", 0, name, "FT611", "it has no example to train on, and is left out")
-                del sites.nodes[name]
+        members, sites = self._members, self._sites
+        members.assemble()
+        self._record_sites()
         sites.require(0, len(sites.nodes), self.config.federation.min_replies or 1)
         if self.secure is not None:
             drawn = self.config.federation.clients_per_round or len(sites.nodes)
             lines = promise(min(drawn, len(sites.nodes)), policy_of(self.config))
             self.run.events.append(SecurePromise(lines=lines))
 
-    def _record_sites(self, hellos: list[HelloReply]) -> None:
+    def _record_sites(self) -> None:
+        hellos = [self._members.hellos[name] for name in sorted(self._members.hellos)]
         first = hellos[0]
         self._base_hash = first.base_hash
         self.run.events.append(
@@ -167,24 +168,56 @@ class Federation:
         self.run.events.append(Sites(sites=sizes, skipped_rows=skipped, split=self.split))
 
     def _train(self, round_number: int, adapter: Adapter) -> Adapter:
-        """Ask a cohort for one round of local training and aggregate what comes back."""
-        federation = self.config.federation
+        """Ask a cohort for one round of local training and aggregate what comes back.
+
+        A round without its quorum is asked for again, at most ``federation.round_attempts`` times in all;
+        updates that arrived are kept.
+        """
+        attempts = self.config.federation.round_attempts
+        plain = _PlainUpdates()
+        for attempt in range(1, attempts + 1):
+            request, cohort = self._begin_round(round_number)
+            try:
+                if self.secure is None:
+                    self._ask_for_updates(request, adapter, cohort, plain)
+                    return self._aggregate(round_number, adapter, plain.deltas, plain.weights)
+                opened = self._opened_sum(self.secure, request, adapter, cohort)
+            except (FederationError, SecureAggregationError) as error:
+                missed = error.problems[0]
+                if missed.code not in ("FT607", "FT920") or attempt == attempts:
+                    raise
+                self.run.events.append(
+                    QuorumMissed(round=round_number, attempt=attempt, attempts=attempts, reason=missed.what)
+                )
+                continue
+            if opened is None:
+                return adapter
+            mean = Delta(tensors={name: opened.mean[name] for name in self.spec.names(request.factors)})
+            return self._aggregate(round_number, adapter, {_SUM: mean}, {_SUM: 1.0}, of=opened.weights)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _begin_round(self, round_number: int) -> tuple[TrainRequest, tuple[str, ...]]:
+        """Return what is asked, and of whom."""
+        federation, known = self.config.federation, len(self._members.hellos)
+        drawn = federation.clients_per_round or len(self._sites.nodes)
+        if self.secure is not None:
+            self.secure.renew()
+            self._members.admitted = self.secure.names
+        there = self._members.present(round_number, wanted=federation.min_replies or drawn)
+        if len(self._members.hellos) > known:
+            self._record_sites()
         request = train_request(self.config, self.aggregator, round_number)
         cohort = sample_clients(
-            list(self._sites.nodes),
-            count=federation.clients_per_round,
-            seed=self.config.seed,
-            round_number=round_number,
+            there, count=federation.clients_per_round, seed=self.config.seed, round_number=round_number
         )
         self.run.events.append(RoundStarted(round=round_number, clients=cohort, factors=request.factors))
-        if self.secure is None:
-            deltas, weights = self._plain_updates(request, adapter, cohort)
-            return self._aggregate(round_number, adapter, deltas, weights)
-        opened = self._opened_sum(self.secure, request, adapter, cohort)
-        if opened is None:
-            return adapter
-        mean = Delta(tensors={name: opened.mean[name] for name in self.spec.names(request.factors)})
-        return self._aggregate(round_number, adapter, {_SUM: mean}, {_SUM: 1.0}, of=opened.weights)
+        return request, cohort
+
+    def _quorum(self, cohort: tuple[str, ...]) -> int:
+        """Return how many of a round must reply: as the contract says, else all, those who are away too."""
+        federation = self.config.federation
+        everyone = min(federation.clients_per_round or len(self._sites.nodes), len(self._sites.nodes))
+        return federation.min_replies or max(everyone, len(cohort))
 
     def _opened_sum(
         self, secure: SecureCoordinator, request: TrainRequest, adapter: Adapter, cohort: tuple[str, ...]
@@ -201,34 +234,36 @@ class Federation:
             adapter,
             to_arrays(adapter),
             cohort=cohort,
+            quorum=self._quorum(cohort),
             base_hash=self._base_hash,
             trained=trained,
         )
 
-    def _plain_updates(
-        self, request: TrainRequest, adapter: Adapter, cohort: tuple[str, ...]
-    ) -> tuple[dict[str, Delta], dict[str, float]]:
-        """Return each site's delta and weight, by name in sorted order."""
+    def _ask_for_updates(
+        self, request: TrainRequest, adapter: Adapter, cohort: tuple[str, ...], plain: _PlainUpdates
+    ) -> None:
+        """Ask those of a cohort whose update has not arrived.
+
+        Raises:
+            FederationError: FT607, too few have arrived.
+        """
         arrays = to_arrays(adapter)
         sent_bytes = wire_bytes(arrays)
-        deltas: dict[str, Delta] = {}
 
         def accept(name: str, reply: TrainReply, message: Message) -> None:
             _require_own(name, reply, request.round)
             where = f"round {request.round}, client {name}"
             record = arrays_of(message)
             weight = self._weight(reply)
-            deltas[name] = Delta(tensors=from_arrays(record, self.spec, request.factors, where=where))
-            self._trained(
-                name, reply, weight=weight, up=wire_bytes(record), down=sent_bytes, norm=deltas[name].norm
-            )
+            delta = Delta(tensors=from_arrays(record, self.spec, request.factors, where=where))
+            plain.take(name, delta, weight)
+            self._trained(name, reply, weight=weight, up=wire_bytes(record), down=sent_bytes, norm=delta.norm)
 
-        replies = self._sites.ask(
-            "train", request.round, request, to=cohort, expect=TrainReply, arrays=arrays, accept=accept
+        missing = [name for name in cohort if name not in plain.deltas]
+        self._sites.ask(
+            "train", request.round, request, to=missing, expect=TrainReply, arrays=arrays, accept=accept
         )
-        wanted = self.config.federation.min_replies or len(cohort)
-        self._sites.require(request.round, len(replies), wanted)
-        return deltas, {name: self._weight(replies[name]) for name in sorted(replies)}
+        self._sites.require(request.round, len(plain.deltas), self._quorum(cohort))
 
     def _trained(
         self, name: str, reply: TrainReply, *, weight: float, up: int, down: int, norm: float | None
@@ -345,10 +380,6 @@ class Federation:
         losses = [replies[name].loss for name in sorted(replies)]
         known = [loss for loss in losses if loss is not None]
         return sum(known) / len(known) if known else None
-
-
-def _base(hello: HelloReply) -> str:
-    return f"{hello.base_hash[:12]} ({hello.quantization}, {hello.adapter_parameters:,} adapter parameters)"
 
 
 def _require_own(name: str, reply: TrainReply | EvaluateReply, round_number: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +75,29 @@ class SecureCoordinator:
 
     Attributes:
         folder: Journals and transcripts of the run.
-        roster: The version in force.
+        latest: Reads the version of the roster that is in force.
         identity: Signs the transcripts.
         config: The whole configuration.
         spec: Names, shapes and dtype of the adapter.
     """
 
     folder: Path
-    roster: Roster
+    latest: Callable[[], Roster]
     identity: Identity
     config: Config
     spec: AdapterSpec
+    roster: Roster = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Take the version of the roster that is in force now: sites come and go between rounds.
+
+        Raises:
+            SecureAggregationError: FT918, it cannot be read.
+        """
+        self.roster = self.latest()
 
     def weight(self, name: str) -> float:
         """Return what a site weighs: 1, or what it declares in the roster."""
@@ -98,7 +109,7 @@ class SecureCoordinator:
         """Sites of the roster."""
         return frozenset(self._entries)
 
-    @cached_property
+    @property
     def _entries(self) -> dict[str, RosterEntry]:
         return {entry.site: entry for entry in self.roster.entries}
 
@@ -110,6 +121,7 @@ class SecureCoordinator:
         arrays: ArrayRecord,
         *,
         cohort: tuple[str, ...],
+        quorum: int,
         base_hash: str,
         trained: Trained,
     ) -> OpenedSum | None:
@@ -136,7 +148,6 @@ class SecureCoordinator:
             binding = expected_binding(
                 facts, encoding=encoding, policy=policy, roster=self.roster, attempt=attempt
             )
-            quorum = self.config.federation.min_replies or len(cohort)
             return AttemptRules(
                 binding=binding, encoding=encoding, roster=self.roster, policy=policy, quorum=quorum
             )
@@ -147,6 +158,7 @@ class SecureCoordinator:
             roster=self.roster,
             request=request,
             arrays=arrays,
+            quorum=quorum,
             trained=trained,
             most_bytes=encoding.nbytes + _SLACK_BYTES + _BYTES_A_MEMBER * len(self.roster.entries),
         )
@@ -218,6 +230,7 @@ class _Courier:
     roster: Roster
     request: TrainRequest
     arrays: ArrayRecord
+    quorum: int
     trained: Trained
     most_bytes: int
     _asked: set[str] = field(default_factory=set)
@@ -274,8 +287,7 @@ class _Courier:
             name: with_frame(content(self.request, self.arrays), frame) for name, frame in frames.items()
         }
         self.sites.exchange("train", self.request.round, contents, take)
-        wanted = self.config.federation.min_replies or len(frames)
-        self.sites.require(self.request.round, len(adverts), wanted)
+        self.sites.require(self.request.round, len(adverts), self.quorum)
         self._since = time.perf_counter()
         return adverts
 

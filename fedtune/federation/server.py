@@ -7,6 +7,8 @@ does the rest.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -26,23 +28,33 @@ from fedtune.models.adapter import Adapter, AdapterSpec, initial_adapter
 from fedtune.observability.events import RunFinished, RunStarted, Split, read_events
 from fedtune.observability.memory import peak_memory_mib
 from fedtune.observability.run_directory import RunDirectory
+from fedtune.secagg.files import read_roster
 from fedtune.secagg.identity import Identity
-from fedtune.secagg.roster import parse_roster
 
-__all__ = ["CLIENTS_KEY", "CONFIG_KEY", "SPLIT_KEY", "build_server_app", "run_federation"]
+__all__ = [
+    "CLIENTS_KEY",
+    "CONFIG_KEY",
+    "ROSTER_FILE",
+    "SPLIT_KEY",
+    "VERSION_KEY",
+    "build_server_app",
+    "run_federation",
+    "secure_coordinator",
+    "secure_folder",
+]
 
 CONFIG_KEY, CLIENTS_KEY, SPLIT_KEY = "fedtune-config", "fedtune-clients", "fedtune-split"
+VERSION_KEY = "fedtune-version"
+"""Keys of Flower's run config: the resolved configuration as JSON, how many clients there are, what a
+simulation knows of the labels at each site (JSON, or empty), and the version of a coordinator's fedtune."""
+
 ROSTER_FILE = "roster.json"
-"""The roster in a run's folder of secure aggregation; the coordinator's key lies beside it."""
+"""The roster in a simulated run's folder of secure aggregation; the coordinator's key lies beside it."""
 
 
 def secure_folder(run: Path) -> Path:
-    """Return a run's folder of secure aggregation: roster, coordinator's key, journals, transcripts."""
+    """Return a run's folder of secure aggregation: journals and transcripts, and a simulation's keys."""
     return run / "secagg"
-
-
-"""Keys of Flower's run config: the resolved configuration as JSON, how many clients there are, and what a
-simulation knows of the labels at each site (JSON, or empty)."""
 
 
 def build_server_app() -> ServerApp:
@@ -79,16 +91,37 @@ def build_server_app() -> ServerApp:
 
 
 def run_federation(
-    grid: Grid, config: Config, run: RunDirectory, *, expected_clients: int, split: Split | None
+    grid: Grid,
+    config: Config,
+    run: RunDirectory,
+    *,
+    expected_clients: int,
+    split: Split | None,
+    secure: SecureCoordinator | None = None,
+    registered: Callable[[], Mapping[int, str]] | None = None,
 ) -> Adapter:
     """Run the rounds that the run directory still lacks and return the final global adapter.
 
     The last ``run_started`` event says after which round to go on; its checkpoint gives the adapter.
 
+    Args:
+        grid: Flower's way to the clients.
+        config: The whole configuration.
+        run: The run directory, open for writing.
+        expected_clients: How many clients the run is made for.
+        split: What a simulation knows of the labels at each site.
+        secure: For secure aggregation; None takes what a simulation has put into the run directory.
+        registered: As `Federation`.
+
     Raises:
         FedtuneError: As `Federation.run_rounds` and `load_checkpoint`.
     """
     spec = adapter_spec(config.model, config.peft)
+    if secure is None and config.secagg.enabled:
+        folder = secure_folder(run.path)
+        secure = secure_coordinator(
+            config, run, roster=folder / ROSTER_FILE, identity=folder / COORDINATOR_KEY
+        )
     return Federation(
         grid=grid,
         config=config,
@@ -97,18 +130,31 @@ def run_federation(
         aggregator=aggregator(config.aggregation),
         expected_clients=expected_clients,
         split=split,
-        secure=_coordinator(config, run, spec) if config.secagg.enabled else None,
+        secure=secure,
+        registered=registered,
     ).run_rounds(_start(config, run, spec))
 
 
-def _coordinator(config: Config, run: RunDirectory, spec: AdapterSpec) -> SecureCoordinator:
-    folder = secure_folder(run.path)
+def secure_coordinator(
+    config: Config, run: RunDirectory, *, roster: Path, identity: Path
+) -> SecureCoordinator:
+    """Return the coordinator's part in secure aggregation.
+
+    Args:
+        config: The whole configuration.
+        run: The run directory, which keeps journals and transcripts.
+        roster: File of the version in force; it is read before every round.
+        identity: File of the coordinator's identity.
+
+    Raises:
+        SecureAggregationError: FT918 or FT928, a file cannot be used.
+    """
     return SecureCoordinator(
-        folder=folder,
-        roster=parse_roster((folder / ROSTER_FILE).read_bytes()),
-        identity=Identity.load(folder / COORDINATOR_KEY),
+        folder=secure_folder(run.path),
+        latest=partial(read_roster, roster),
+        identity=Identity.load(identity),
         config=config,
-        spec=spec,
+        spec=adapter_spec(config.model, config.peft),
     )
 
 

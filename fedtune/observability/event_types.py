@@ -144,6 +144,20 @@ class RoundStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class QuorumMissed(Event):
+    """A round had fewer usable replies than its contract demands, and is asked for again."""
+
+    name_on_disk: ClassVar[str] = "quorum_missed"
+
+    round: Count
+    attempt: Count
+    """Which of the round's attempts this was, from 1."""
+    attempts: Count
+    """How many there may be."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ClientTrained(Event):
     """A client's delta arrived and counts, or waits for the secure sum. What a site does not say is null."""
 
@@ -313,6 +327,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         ModelLoaded,
         Sites,
         RoundStarted,
+        QuorumMissed,
         ClientTrained,
         ClientFailed,
         SecurePromise,

@@ -9,6 +9,7 @@ from fedtune.observability.events import (
     ClientTrained,
     Event,
     ModelLoaded,
+    QuorumMissed,
     RoundFinished,
     RunFinished,
     RunStarted,
@@ -43,9 +44,8 @@ def event_text(event: Event, state: ProgressState) -> str:
             text = _sites(event)
         case ClientTrained():
             text = f"{round_text(event.round, state)}  {event.client} trained: {_training(event, state)}"
-        case ClientFailed():
-            what = f"FAILED in {wording.STAGES[event.stage]}: {event.code}: {event.reason}"
-            text = f"{round_text(event.round, state)}  {event.client} {what}"
+        case ClientFailed() | QuorumMissed():
+            text = f"{round_text(event.round, state)}  {_failure(event)}"
         case SecurePromise():
             text = "; ".join(event.lines)
         case SecureSum():
@@ -82,6 +82,13 @@ def time_left(state: ProgressState, now: float) -> str:
 def printable(text: str) -> str:
     """Keep control characters off the terminal: names and reasons may come from another machine."""
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _failure(event: ClientFailed | QuorumMissed) -> str:
+    if isinstance(event, ClientFailed):
+        what = f"FAILED in {wording.STAGES[event.stage]}: {event.code}: {event.reason}"
+        return f"{event.client} {what}"
+    return f"attempt {event.attempt} of {event.attempts} lacks its quorum: {event.reason}"
 
 
 def _sites(event: Sites) -> str:

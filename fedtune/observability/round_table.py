@@ -10,6 +10,7 @@ from fedtune.observability.events import (
     ClientFailed,
     ClientTrained,
     Event,
+    QuorumMissed,
     RoundAggregated,
     RoundFinished,
     RoundStarted,
@@ -46,6 +47,7 @@ _OF_A_ROUND = (
     RoundStarted,
     ClientTrained,
     ClientFailed,
+    QuorumMissed,
     SecureSum,
     RoundAggregated,
     ClientEvaluated,
@@ -65,12 +67,18 @@ def _row(number: int, events: Sequence[Event]) -> dict[str, Any]:
     tokens = total(event.tokens for event in trained)
     secure = next((event for event in events if isinstance(event, SecureSum)), None)
     travelled: list[ClientTrained | SecureSum] = [*trained, *([secure] if secure else [])]
+    clients = list(secure.clients) if secure else [event.client for event in trained]
     peaks = [event.peak_memory_mib for event in trained if event.peak_memory_mib is not None]
     return {
         "round": number,
         "finished": finished is not None,
-        "clients": list(secure.clients) if secure else [event.client for event in trained],
-        "failed": [event.client for event in events if isinstance(event, ClientFailed)],
+        "clients": clients,
+        "failed": [
+            event.client
+            for event in events
+            # Who failed to train and was asked again with success is in the round.
+            if isinstance(event, ClientFailed) and (event.stage == "evaluate" or event.client not in clients)
+        ],
         "factors": list(started.factors) if started else [],
         "held_out_loss": mean(event.loss for event in evaluated),
         "held_out_losses": {event.client: event.loss for event in evaluated},

@@ -23,11 +23,11 @@ from pydantic import TypeAdapter
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_to_json
 from fedtune.errors import FederationError, MachineError, Problem
+from fedtune.federation.bundle import write_bundle
 from fedtune.federation.processes import environment, free_ports, listens, script, spawn, stopped_at_the_end
 from fedtune.federation.server import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY
 from fedtune.models.hardware import physical_cores
 from fedtune.observability.events import Event, RoundFinished, RunFinished, Split, parse_event
-from fedtune.simulation.bundle import write_bundle
 
 __all__ = ["require_ray", "run_on_ray"]
 

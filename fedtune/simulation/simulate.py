@@ -5,42 +5,20 @@ data -> sites -> rounds (in this process, or on Ray) -> baselines -> samples -> 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import fedtune
 from fedtune.config.compose import compose
 from fedtune.config.schema import Config
-from fedtune.config.wire import config_to_json, config_to_yaml
-from fedtune.errors import FedtuneError, Problem, RunError
-from fedtune.export.adapter import save_adapter
-from fedtune.export.card import write_model_card
-from fedtune.federation.checkpoint import load_checkpoint
 from fedtune.federation.client import build_client_app
 from fedtune.federation.optimizer_memory import OptimizerMemory
 from fedtune.federation.server import run_federation
-from fedtune.models.adapted import adapter_spec
-from fedtune.models.adapter import Adapter
-from fedtune.models.hardware import machine_facts
-from fedtune.observability.events import (
-    Event,
-    RoundFinished,
-    RunFinished,
-    RunStarted,
-    Sites,
-    StepProgress,
-    effective_events,
-    read_events,
-)
-from fedtune.observability.memory import peak_memory_mib
-from fedtune.observability.report_html import write_report
+from fedtune.federation.session import RunSession
+from fedtune.observability.events import Event, StepProgress, effective_events, read_events
 from fedtune.observability.round_table import round_table
 from fedtune.observability.run_directory import RunDirectory, events_path
 from fedtune.observability.summary import summarise
@@ -115,145 +93,64 @@ def simulate(overrides: Sequence[str] = (), *, observers: Sequence[Observer] = (
         require_ray()
     sites = load_sites(config)
     path = Path(config.runs_dir) / config.name
-    session = _Session(
-        config=config,
-        sites=sites,
-        observers=observers,
-        started=started,
-        run=RunDirectory.create(path, resume=config.resume),
-    )
+    run = RunDirectory.create(path, resume=config.resume)
+    session = RunSession(config=config, run=run, started=started, observers=observers)
+    simulation = _Simulation(session=session, sites=sites)
     with session:
         session.begin()
-        session.federate()
-        session.compare_and_sample()
+        simulation.enrol()
+        simulation.federate()
+        simulation.compare_and_sample()
+    OptimizerMemory.forget(path / "sites")
     return Run(path=path, config=config)
 
 
 @dataclass(kw_only=True)
-class _Session:
-    """One process's part of a run. Leaving it writes how it ended, and the report, whatever happened."""
+class _Simulation:
+    """What a simulation does in its session."""
 
-    config: Config
+    session: RunSession
     sites: VirtualSites
-    observers: Sequence[Observer]
-    started: float
-    run: RunDirectory
 
-    def __enter__(self) -> None:
-        self._observe()
+    @property
+    def _config(self) -> Config:
+        return self.session.config
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self._finish("completed", None)
-                self._export()
-                OptimizerMemory.forget(self.run.path / "sites")
-                self._report()
-            else:
-                # The disk may be what failed: then the log ends with what it has, and the error stands.
-                with suppress(RunError):
-                    self._finish(*_ending(error))
-                    self._report()
-        finally:
-            self.run.close()
-
-    def begin(self) -> None:
-        """Write the configuration and after which round this session goes on."""
-        path, config = self.run.path, self.config
-        done = self._complete_rounds() if self.run.resumed else None
-        self.run.write_config(config_to_yaml(config))
-        self.run.events.append(
-            RunStarted(
-                time=self.started,
-                name=config.name,
-                config=_values(config),
-                version=fedtune.__version__,
-                machine=machine_facts(),
-                resumed_after=done,
-            )
-        )
-        if config.secagg.enabled:
-            enrol(path, config, self.sites.training_examples())
+    def enrol(self) -> None:
+        """Give coordinator and sites what secure aggregation needs of them."""
+        if self._config.secagg.enabled:
+            enrol(self.session.run.path, self._config, self.sites.training_examples())
 
     def federate(self) -> None:
         """Run the rounds that are missing."""
-        if self._round_after_which_it_goes_on() == self.config.federation.rounds:
+        session, config = self.session, self._config
+        if session.is_complete:
             return
         clients, split = len(self.sites), self.sites.split()
-        if self.config.backend.name == "ray":
-            path = self.run.path
-            self.run.close()  # the server in Flower's process writes it now
+        if config.backend.name == "ray":
+            path = session.run.path
+            session.run.close()  # the server in Flower's process writes it now
             try:
-                run_on_ray(self.config, path, clients=clients, split=split, observers=self.observers)
+                run_on_ray(config, path, clients=clients, split=split, observers=session.observers)
             finally:
-                self.run = RunDirectory.create(path, resume=True)
-                self._observe()
+                session.run = RunDirectory.create(path, resume=True)
+                session.observe()
             return
         sites = replace(self.sites, on_step=self._report_step)
         app = build_client_app(lambda context: sites.site(int(context.node_config["partition-id"])))
         grid = InProcessGrid(app, clients)
-        run_federation(grid, self.config, self.run, expected_clients=clients, split=split)
+        run_federation(grid, config, session.run, expected_clients=clients, split=split)
 
     def compare_and_sample(self) -> None:
         """Train the baselines that are missing, and let base and federated model answer some prompts."""
-        for baseline in missing_baselines(self.sites, self._events()):
-            self.run.events.append(run_baseline(self.sites, baseline))
-        for sample in generate_samples(self.sites, self._final_adapter()):
-            self.run.events.append(sample)
-
-    def _export(self) -> None:
-        adapter = self._final_adapter()
-        summary = summarise(read_events(self.run.events.path))
-        spec = adapter_spec(self.config.model, self.config.peft)
-        target = self.run.path / "adapter"
-        save_adapter(adapter, spec, self.config.peft, self.config.model.name, target)
-        write_model_card(target, summary, self.config)
-
-    def _report(self) -> None:
-        write_report(self.run.events.path, self.run.path / "report.html")
-
-    def _final_adapter(self) -> Adapter:
-        spec = adapter_spec(self.config.model, self.config.peft)
-        return load_checkpoint(self.run, self.config.federation.rounds, spec).adapter
-
-    def _complete_rounds(self) -> int | None:
-        """Return the last round that is complete in the log and has a checkpoint; None for no round."""
-        before = [event for event in read_events(self.run.events.path) if isinstance(event, RunStarted)]
-        if before:
-            _require_same_config(before[-1].config, _values(self.config), self.run.path)
-        finished = {event.round for event in self._events() if isinstance(event, RoundFinished)}
-        return max(finished.intersection(self.run.checkpoints()), default=None)
-
-    def _round_after_which_it_goes_on(self) -> int:
-        starts = [event for event in read_events(self.run.events.path) if isinstance(event, RunStarted)]
-        return starts[-1].resumed_after or 0
-
-    def _finish(self, status: Literal["completed", "failed", "interrupted"], reason: str | None) -> None:
-        """Record the end; the federation's time runs from the start of loading to the last evaluation."""
-        mine = [event for event in read_events(self.run.events.path) if event.time >= self.started]
-        ends = [event.time for event in mine if isinstance(event, RoundFinished)]
-        loaded = [event.time for event in mine if isinstance(event, Sites)]
-        self.run.events.append(
-            RunFinished(
-                status=status,
-                reason=reason,
-                seconds=max(ends, default=self.started) - self.started,
-                load_seconds=max(loaded, default=self.started) - self.started,
-                peak_memory_mib=peak_memory_mib(),
-            )
-        )
-
-    def _events(self) -> list[Event]:
-        return effective_events(read_events(self.run.events.path))
-
-    def _observe(self) -> None:
-        for observer in self.observers:
-            self.run.events.observe(observer)
+        session = self.session
+        for baseline in missing_baselines(self.sites, session.events()):
+            session.run.events.append(run_baseline(self.sites, baseline))
+        for sample in generate_samples(self.sites, session.final_adapter()):
+            session.run.events.append(sample)
 
     def _report_step(self, site: str, round_number: int, step: StepReport) -> None:
-        self.run.events.emit(
+        self.session.run.events.emit(
             StepProgress(
                 round=round_number,
                 client=site,
@@ -263,42 +160,3 @@ class _Session:
                 tokens_per_second=step.tokens_per_second,
             )
         )
-
-
-def _ending(error: BaseException) -> tuple[Literal["failed", "interrupted"], str]:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", "Stopped from the keyboard."
-    return "failed", str(error) if isinstance(error, FedtuneError) else f"unexpected {type(error).__name__}"
-
-
-def _values(config: Config) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(config_to_json(config))
-    return values
-
-
-FREE_ON_RESUME = frozenset({"resume", "baselines", "runs_dir"})
-"""Keys that may differ when a run goes on: they do not change what its rounds compute."""
-
-
-def _require_same_config(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    old, new = _flat(before), _flat(now)
-    problems = [
-        Problem(
-            code="FT711",
-            what=f"the run was started with {key}={old.get(key)!r}, now it is {new.get(key)!r}",
-            where=f"{path}, {key}",
-            fix=f"set {key} as it was, or start a run under another name",
-        )
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in FREE_ON_RESUME
-    ]
-    if problems:
-        raise RunError(problems)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        flat.update(inner)
-    return flat

@@ -39,7 +39,7 @@ from fedtune.federation.server import (
 from fedtune.keys.authority import AUTHORITY_CERTIFICATE, COORDINATOR_KEY
 from fedtune.keys.node import NODE_KEY, make_node
 from fedtune.observability.run_directory import RunDirectory
-from fedtune.simulation.bundle import write_bundle
+from fedtune.federation.bundle import write_bundle
 from fedtune.simulation.enrolment import enrol
 from fedtune.simulation.sites import load_sites
 

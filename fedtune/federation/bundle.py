@@ -7,11 +7,19 @@ bundle would shadow the one that was installed and audited.
 
 from __future__ import annotations
 
+import hashlib
+import io
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+from flwr.cli.build import build_fab_from_disk
 
 import fedtune
 
-__all__ = ["write_bundle"]
+__all__ = ["Bundle", "installed_bundle", "write_bundle"]
 
 PYPROJECT = """\
 [project]
@@ -33,7 +41,44 @@ clientapp = "client.app:app"
 fedtune-config = ""
 fedtune-clients = 0
 fedtune-split = ""
+fedtune-version = ""
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle as Flower sends it.
+
+    Attributes:
+        content: Its bytes.
+        sha256: Of them, in hex.
+    """
+
+    content: bytes
+    sha256: str
+
+
+@cache
+def installed_bundle() -> Bundle:
+    """Return the bundle that this installation makes: the same on every machine with the same versions.
+
+    A site that finds this very hash with a message knows the coordinator's code without reading it.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedtune-bundle-") as folder:
+        # Flower checks the folder's name as it would a project's.
+        content = _stored(build_fab_from_disk(write_bundle(Path(folder) / "fedtune-app")))
+    return Bundle(content=content, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _stored(archive: bytes) -> bytes:
+    """Return a zip archive with the same files, uncompressed: what compresses them differs by machine."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as packed, zipfile.ZipFile(result, "w") as stored:
+        for name in packed.namelist():
+            entry = zipfile.ZipInfo(name)  # of 1 January 1980
+            entry.create_system, entry.external_attr = 3, 0o644 << 16
+            stored.writestr(entry, packed.read(name))
+    return result.getvalue()
 
 
 def write_bundle(folder: Path) -> Path:

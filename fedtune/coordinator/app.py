@@ -1,0 +1,81 @@
+"""The ServerApp of a deployment: a whole run, from wherever it was to its adapter and its report.
+
+Flower's SuperLink starts it in a process of its own, which inherits where the coordinator's folder is. In a
+process that was started for no coordinator, it is the ServerApp of Flower's simulation engine.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedtune.config.schema import Config
+from fedtune.config.wire import config_from_json
+from fedtune.coordinator.folder import CoordinatorFolder
+from fedtune.coordinator.nodes import read_names
+from fedtune.errors import RunError
+from fedtune.federation import server
+from fedtune.federation.session import RunSession
+from fedtune.observability.run_directory import RunDirectory
+
+__all__ = ["build_server_app"]
+
+TAKEOVER_SECONDS = 90.0
+"""How long to wait for a process of this run that was killed, until Flower has ended it."""
+
+
+def build_server_app() -> ServerApp:
+    """Make the ServerApp that a bundle of this installation names."""
+    folder = CoordinatorFolder.of_process()
+    if folder is None:
+        return server.build_server_app()
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        config = config_from_json(str(context.run_config[server.CONFIG_KEY]))
+        _run(grid, replace(config, runs_dir=str(folder.runs)), folder)
+
+    return app
+
+
+def _run(grid: Grid, config: Config, folder: CoordinatorFolder) -> None:
+    started = time.time()
+    run = _taken_over(folder.runs / config.name)
+    session = RunSession(config=config, run=run, started=started)
+    registered = partial(read_names, folder.names)
+    with session:
+        session.begin()
+        if session.is_complete:
+            return
+        secure = (
+            server.secure_coordinator(config, run, roster=folder.roster, identity=folder.identity)
+            if config.secagg.enabled
+            else None
+        )
+        server.run_federation(
+            grid,
+            config,
+            run,
+            expected_clients=len(registered()),
+            split=None,
+            secure=secure,
+            registered=registered,
+        )
+
+
+def _taken_over(path: Path) -> RunDirectory:
+    """Open a run directory that a process which is about to end may still hold."""
+    deadline = time.monotonic() + TAKEOVER_SECONDS
+    while True:
+        try:
+            return RunDirectory.create(path, resume=True)
+        except RunError as error:
+            if error.problems[0].code != "FT702" or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)

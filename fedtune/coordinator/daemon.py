@@ -1,0 +1,216 @@
+"""``fedtune server start``: the SuperLink, the gate in front of it, and the run that is wanted.
+
+One loop in the main thread looks every second at what changed: a node key that was enrolled or removed, a run that
+is wanted or to be stopped, a child that ended. What it remembers lies in files, so it can be killed at any instant.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import httpx
+
+import fedtune
+from fedtune.coordinator.control import Control
+from fedtune.coordinator.folder import CoordinatorFolder
+from fedtune.coordinator.gate import Gate, GateSettings
+from fedtune.coordinator.nodes import Enrolled, enrolled_keys, synchronise
+from fedtune.coordinator.settings import ServerSettings
+from fedtune.coordinator.status import ServerStatus, SiteStatus, write_status
+from fedtune.coordinator.submission import Submission
+from fedtune.coordinator.superlink import end_process, start_superlink
+from fedtune.coordinator.wanted import WantedRun, WantedRuns
+from fedtune.errors import FedtuneError, MachineError, Problem
+from fedtune.federation.processes import environment
+from fedtune.observability.disk import disk_errors
+
+__all__ = ["Server"]
+
+LOOK_SECONDS = 1.0
+NODES_SECONDS = 5.0
+RESTART_SECONDS = 2.0
+_MIB = 2**20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Server:
+    """A coordinator's server, for as long as its process lives.
+
+    Attributes:
+        folder: The coordinator's.
+        settings: As read from it.
+    """
+
+    folder: CoordinatorFolder
+    settings: ServerSettings
+    _control: Control | None = None
+    _superlink: subprocess.Popen[bytes] | None = None
+    _submission: Submission | None = None
+    _enrolled: list[Enrolled] = field(default_factory=list)
+    _keys: dict[str, bytes] | None = None
+    _looked: float = 0.0
+
+    def serve(self, stop: threading.Event) -> None:
+        """Serve until ``stop`` is set; then runs are interrupted, and go on when the server starts again.
+
+        Raises:
+            MachineError: FT663, another server serves this folder; FT664, the SuperLink did not start.
+            FedtuneError: The gate cannot listen, or a file of the folder cannot be used.
+        """
+        with disk_errors(self.folder.state, kept="nothing was started"):
+            self.folder.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ.update(environment(self.folder.flower_home))  # for calls on loopback, past any proxy
+        with self._lock():
+            try:
+                self._start_superlink(stop)
+                with self._gate() as gate:
+                    while not stop.is_set():
+                        gate.check()
+                        self._look(stop)
+                        stop.wait(LOOK_SECONDS)
+            finally:
+                self._end()
+
+    def _gate(self) -> Gate:
+        limits = self.settings.gate
+        return Gate(
+            GateSettings(
+                listen=(self.settings.listen,),
+                superlink=f"127.0.0.1:{self.settings.superlink_port}",
+                certificate=self.folder.certificate,
+                key=self.folder.key,
+                authority=self.folder.authority,
+                traffic_file=self.folder.traffic,
+                max_body_bytes=limits.body_mib * _MIB,
+                requests_per_second=limits.requests_per_second,
+                burst_requests=limits.burst,
+                max_connections=limits.connections,
+            )
+        )
+
+    def _look(self, stop: threading.Event) -> None:
+        """Do what can be done now; what fails because the SuperLink is away is done later."""
+        if self._superlink is not None and self._superlink.poll() is not None:
+            logger.error("the SuperLink ended with %d and is started again", self._superlink.returncode)
+            if self._submission is not None:
+                self._submission.lost("the SuperLink ended")
+            stop.wait(RESTART_SECONDS)
+            self._start_superlink(stop)
+        if self._control is None:
+            return
+        try:
+            self._follow_nodes(self._control)
+            self._follow_runs(self._control)
+        except httpx.HTTPError as error:
+            logger.warning("the SuperLink does not answer: %s", type(error).__name__)
+        except FedtuneError as error:
+            logger.error("%s", error)  # noqa: TRY400  # its words say it all
+        self._write_status()
+
+    def _follow_nodes(self, control: Control) -> None:
+        keys = enrolled_keys(self.folder.nodes)
+        if keys == self._keys and time.monotonic() - self._looked < NODES_SECONDS:
+            return
+        before = {each.site: each.node.online for each in self._enrolled}
+        self._enrolled = synchronise(control, keys, self.folder.names)
+        self._keys, self._looked = keys, time.monotonic()
+        for each in self._enrolled:
+            if before.get(each.site, False) != each.node.online:
+                logger.info("%s is %s", each.site, "connected" if each.node.online else "no longer connected")
+
+    def _follow_runs(self, control: Control) -> None:
+        wanted = WantedRuns(self.folder.wanted)
+        runs = {run.name: run for run in wanted.all()}
+        current = self._submission
+        if current is None or current.has_ended:
+            if not runs:
+                return
+            current = self._submission = self._submitted(next(iter(runs.values())))
+        if current.run.name in runs:
+            current.run = runs[current.run.name]
+        current.advance(control, sites=len(self._enrolled))
+        if current.has_ended:
+            wanted.drop(current.run.name)
+            logger.info("run %s: %s %s", current.run.name, current.state, current.reason)
+
+    def _submitted(self, run: WantedRun) -> Submission:
+        return Submission(
+            run=run,
+            folder=self.folder.runs / run.name,
+            most_restarts=self.settings.resubmissions,
+        )
+
+    def _start_superlink(self, stop: threading.Event) -> None:
+        self._close_control()
+        self._superlink = start_superlink(
+            self.folder, self.settings.superlink_port, alive=lambda: not stop.is_set()
+        )
+        self._control = Control(self.settings.superlink_port, self.folder.authority)
+        self._control.stop_all()
+        self._keys = None
+
+    def _write_status(self) -> None:
+        with suppress(OSError):  # a full disk is reported by what matters more
+            write_status(
+                self.folder.status,
+                ServerStatus(
+                    time=time.time(),
+                    pid=os.getpid(),
+                    version=fedtune.__version__,
+                    federation=self.settings.federation,
+                    listen=(self.settings.listen,),
+                    sites=tuple(
+                        SiteStatus(
+                            site=each.site,
+                            node_id=each.node.node_id,
+                            online=each.node.online,
+                            last_activated=each.node.last_activated,
+                        )
+                        for each in self._enrolled
+                    ),
+                    run=None if self._submission is None else self._submission.status,
+                ),
+            )
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def _end(self) -> None:
+        self._close_control()
+        if self._superlink is not None:
+            end_process(self._superlink)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keep a second server out: the lock is the kernel's, and ends with this process, however that ends."""
+        with disk_errors(self.folder.lock, kept="nothing was started"):
+            lock = os.open(self.folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise MachineError(
+                    Problem(
+                        code="FT667",
+                        what="another server serves this folder",
+                        where=str(self.folder.path),
+                        fix="use that one, or stop it: fedtune server stop FOLDER",
+                    )
+                ) from None
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(lock)

@@ -1,0 +1,147 @@
+"""One wanted run and Flower's sessions of it: submitted, watched, and started again when it was killed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fedtune
+from fedtune.config.wire import config_to_json
+from fedtune.coordinator.control import Control
+from fedtune.coordinator.status import RunState, RunStatus
+from fedtune.coordinator.wanted import WantedRun
+from fedtune.errors import RunError
+from fedtune.federation.bundle import installed_bundle
+from fedtune.federation.server import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY, VERSION_KEY
+from fedtune.observability.events import RunFinished, RunStarted, read_events
+
+__all__ = ["Submission"]
+
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Submission:
+    """Drives one run to its end.
+
+    A session that ended by itself has written why into the run's log: then the run has ended. One that did not
+    was killed, with or without the SuperLink: then the run goes on from its last complete round.
+
+    Attributes:
+        run: What is wanted.
+        folder: The run directory.
+        most_restarts: How often it is started again before it is given up.
+    """
+
+    run: WantedRun
+    folder: Path
+    most_restarts: int
+    state: RunState = "waiting"
+    reason: str = ""
+    restarts: int = 0
+    _flower_run: int | None = None
+    _sessions_before: int = 0
+    _not_before: float = field(default_factory=time.monotonic)
+
+    @property
+    def status(self) -> RunStatus:
+        """What is known of it."""
+        return RunStatus(
+            name=self.run.name,
+            state=self.state,
+            flower_run=self._flower_run,
+            restarts=self.restarts,
+            reason=self.reason,
+        )
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.state in ("completed", "failed", "stopped", "given_up")
+
+    def lost(self, why: str) -> None:
+        """Say that its session is gone, with the SuperLink that ran it."""
+        if not self.has_ended and self._flower_run is not None:
+            self._again(why)
+
+    def advance(self, control: Control, *, sites: int) -> None:
+        """Do what can be done now; called every few seconds.
+
+        Args:
+            control: Way to the SuperLink.
+            sites: How many are enrolled.
+
+        Raises:
+            httpx.HTTPError: The SuperLink does not answer.
+        """
+        if self.has_ended:
+            return
+        if self._flower_run is None:
+            if self.run.stopped:
+                self.state, self.reason = "stopped", "stopped by the coordinator before it was running"
+            elif time.monotonic() >= self._not_before and sites:
+                self._submit(control, sites)
+            return
+        if self.run.stopped and self.state != "stopping":
+            control.stop_run(self._flower_run)
+            self.state = "stopping"
+        flower = control.run(self._flower_run)
+        if flower is not None and flower.status != "finished":
+            return
+        ended = self._own_ending()
+        if ended is not None:
+            self.state, self.reason = ended
+        elif self.run.stopped:
+            self.state, self.reason = "stopped", "stopped by the coordinator; resume=true goes on"
+        else:
+            self._again("its process ended without a word" if flower is None else flower.details)
+
+    def _submit(self, control: Control, sites: int) -> None:
+        bundle = installed_bundle()
+        self._sessions_before = self._sessions()
+        self._flower_run = control.start_run(
+            bundle.content,
+            bundle.sha256,
+            {
+                CONFIG_KEY: config_to_json(self.run.config),
+                CLIENTS_KEY: sites,
+                SPLIT_KEY: "",
+                VERSION_KEY: fedtune.__version__,
+            },
+        )
+        self.state, self.reason = "running", ""
+        logger.info("run %s: session %d of Flower's has begun", self.run.name, self._flower_run)
+
+    def _again(self, why: str) -> None:
+        self._flower_run = None
+        if self.restarts >= self.most_restarts:
+            self.state, self.reason = "given_up", f"started {self.restarts + 1} times; the last one: {why}"
+            return
+        wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**self.restarts)
+        self.restarts += 1
+        self._not_before = time.monotonic() + wait
+        self.state, self.reason = "restarting", why
+        logger.warning("run %s is started again in %g s: %s", self.run.name, wait, why)
+
+    def _own_ending(self) -> tuple[RunState, str] | None:
+        """Return how the present session says that the run ended; None if it says nothing."""
+        events = self._events()
+        if self._sessions() <= self._sessions_before or not events:
+            return None
+        last = events[-1]
+        if not isinstance(last, RunFinished):
+            return None
+        return ("completed", "") if last.status == "completed" else ("failed", last.reason or "")
+
+    def _sessions(self) -> int:
+        return sum(isinstance(event, RunStarted) for event in self._events())
+
+    def _events(self) -> list[object]:
+        try:
+            return list(read_events(self.folder / "rounds.jsonl"))
+        except RunError:
+            return []

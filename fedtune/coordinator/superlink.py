@@ -1,0 +1,92 @@
+"""Flower's SuperLink as a child of the server: on loopback, with TLS, its database on disk.
+
+Whoever reaches a SuperLink can register nodes and run code on it: its Control API asks for no login. So it
+binds to 127.0.0.1, and sites come through the gate.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedtune.coordinator.folder import HOME_VARIABLE, CoordinatorFolder
+from fedtune.errors import MachineError, Problem
+from fedtune.federation.processes import environment, listens, script, spawn
+
+__all__ = ["LOG", "start_superlink"]
+
+START_SECONDS = 60.0
+LOG = "superlink.log"
+_KEPT_LOGS = 14
+
+
+def start_superlink(
+    folder: CoordinatorFolder, port: int, *, alive: Callable[[], bool]
+) -> subprocess.Popen[bytes]:
+    """Start the SuperLink and wait until it listens.
+
+    It is stopped when this process dies, and with it every ServerApp. Call it from the main thread: on Linux
+    the child is bound to the thread that started it.
+
+    Args:
+        folder: The coordinator's.
+        port: Where it listens on 127.0.0.1.
+        alive: Whether to go on waiting.
+
+    Raises:
+        MachineError: FT664, something else listens there, or it did not start.
+    """
+    if listens(port):
+        raise MachineError(
+            Problem(
+                code="FT664",
+                what=f"another program listens on 127.0.0.1:{port}",
+                where=f"{folder.settings}, superlink_port",
+                fix="stop it, such as another `fedtune server start`, or choose another superlink_port",
+            )
+        )
+    folder.flower_home.mkdir(parents=True, exist_ok=True)
+    command = [script("flower-superlink"), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--ssl-ca-certfile", str(folder.authority), "--ssl-certfile", str(folder.certificate)]
+    command += ["--ssl-keyfile", str(folder.key), "--enable-supernode-auth"]
+    command += ["--database", str(folder.database), "--disable-runtime-dependency-installation"]
+    command += ["--log-file", str(folder.state / LOG), "--log-rotation-interval-hours", "24"]
+    command += ["--log-rotation-backup-count", str(_KEPT_LOGS)]
+    env = environment(folder.flower_home) | {HOME_VARIABLE: str(folder.path.resolve())}
+    # What it writes on its output is in its log as well; what breaks before that is kept here.
+    output = folder.state / "superlink.out"
+    with output.open("wb") as file:
+        process = spawn(command, env, file)
+    deadline = time.monotonic() + START_SECONDS
+    while not listens(port):
+        if process.poll() is not None or time.monotonic() > deadline or not alive():
+            end_process(process)
+            raise MachineError(
+                Problem(
+                    code="FT664",
+                    what="Flower's SuperLink did not start" + _last_line(output),
+                    where=str(output),
+                    fix="read the end of that file, and of superlink.log beside it",
+                )
+            )
+        time.sleep(0.1)
+    return process
+
+
+def end_process(process: subprocess.Popen[bytes], *, seconds: float = 15.0) -> None:
+    """Stop a child: kindly, and by force if that takes too long."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _last_line(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    last = next((line for line in reversed(lines) if line), "")
+    return f": {last[:200]}" if last else ""

@@ -1,0 +1,122 @@
+"""Runs that are to be run to their end: a file each, so that neither a crash nor a reboot forgets one.
+
+``fedtune server run`` writes a run's file, the server reads it, and deletes it when the run has ended by
+itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedtune.config.schema import Config
+from fedtune.config.wire import config_from_json, config_to_json
+from fedtune.errors import ConfigError, FedtuneError, Problem, RunError
+from fedtune.observability.disk import disk_errors, write_atomic
+
+__all__ = ["WantedRun", "WantedRuns"]
+
+_STOP = ".stop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedRun:
+    """A run that is to be run.
+
+    Attributes:
+        config: The resolved configuration, without folders of this machine.
+        stopped: Whether the operator has asked to stop it.
+    """
+
+    config: Config
+    stopped: bool
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+class WantedRuns:
+    """The folder of these files.
+
+    Args:
+        folder: Made at the first use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, config: Config) -> None:
+        """Want a run.
+
+        Raises:
+            RunError: FT665, another run is wanted; FT705 or FT707, it cannot be written.
+        """
+        others = [run.name for run in self.all() if run.name != config.name]
+        if others:
+            raise RunError(
+                Problem(
+                    code="FT665",
+                    what=f"the run {others[0]} has not ended, and a server runs one at a time",
+                    where=str(self._folder),
+                    fix=f"wait for its end, or `fedtune server stop FOLDER {others[0]}`",
+                )
+            )
+        with disk_errors(self._folder, kept="nothing was started"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._stop(config.name).unlink(missing_ok=True)
+        write_atomic(
+            self._path(config.name),
+            json.dumps({"v": 1, "config": json.loads(config_to_json(config))}).encode(),
+            kept="nothing was started",
+            again="start the run again",
+        )
+
+    def ask_to_stop(self, name: str) -> bool:
+        """Ask to stop a run; False if it is not wanted."""
+        if not self._path(name).exists():
+            return False
+        write_atomic(self._stop(name), b"", kept="the run goes on", again="stop it again")
+        return True
+
+    def drop(self, name: str) -> None:
+        """Want a run no more."""
+        self._path(name).unlink(missing_ok=True)
+        self._stop(name).unlink(missing_ok=True)
+
+    def all(self) -> list[WantedRun]:
+        """Return the runs that are wanted, by name.
+
+        Raises:
+            RunError: FT666, a file is damaged.
+        """
+        found, problems = [], []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                raw = json.loads(path.read_bytes())
+                config = config_from_json(json.dumps(raw["config"]), where=str(path))
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+                what = error.problems[0].what if isinstance(error, FedtuneError) else "it cannot be read"
+                problems.append(
+                    Problem(
+                        code="FT666",
+                        what=f"the record of a run that is to be run is damaged: {what}",
+                        where=str(path),
+                        fix="delete it and start the run again with resume=true",
+                    )
+                )
+                continue
+            found.append(WantedRun(config=config, stopped=self._stop(config.name).exists()))
+        if problems:
+            raise RunError(problems)
+        return found
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{os.path.basename(name)}.json"
+
+    def _stop(self, name: str) -> Path:
+        return self._folder / f"{os.path.basename(name)}{_STOP}"
