@@ -1,7 +1,9 @@
 """``fedtune server start``: the SuperLink, the gate in front of it, and the run that is wanted.
 
-One loop in the main thread looks every second at what changed: a node key that was enrolled or removed, a run that
-is wanted or to be stopped, a child that ended. What it remembers lies in files, so it can be killed at any instant.
+One loop in the main thread looks every second at what changed: a node key that was enrolled or removed, a
+run that
+is wanted or to be stopped, a child that ended. What it remembers lies in files, so it can be killed at any
+instant.
 """
 
 from __future__ import annotations
@@ -194,7 +196,9 @@ class Server:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Keep a second server out: the lock is the kernel's, and ends with this process, however that ends."""
+        """Keep a second server out: the lock is the kernel's, and ends with this process, however that
+        ends.
+        """
         with disk_errors(self.folder.lock, kept="nothing was started"):
             lock = os.open(self.folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

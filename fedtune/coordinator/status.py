@@ -14,7 +14,9 @@ from fedtune.errors import Problem, RunError
 
 __all__ = ["RunStatus", "ServerStatus", "SiteStatus", "read_status", "write_status"]
 
-RunState = Literal["waiting", "running", "stopping", "restarting", "completed", "failed", "stopped", "given_up"]
+RunState = Literal[
+    "waiting", "running", "stopping", "restarting", "completed", "failed", "stopped", "given_up"
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 class Submission:
     """Drives one run to its end.
 
-    A session that ended by itself has written why into the run's log: then the run has ended. One that did not
-    was killed, with or without the SuperLink: then the run goes on from its last complete round.
+    A session that ended by itself has written why into the run's log: then the run has ended. One that did
+    not was killed, with or without the SuperLink: then the run goes on from its last complete round.
 
     Attributes:
         run: What is wanted.

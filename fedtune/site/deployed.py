@@ -42,8 +42,8 @@ class _Rows:
 class DeployedSite:
     """Gives the `Site` of one configuration; rows and secrets stay in memory from message to message.
 
-    A site works for one run at a time: what it knows of another is dropped when the configuration changes. The
-    base model stays, as long as the configuration of the model and the adapter does.
+    A site works for one run at a time: what it knows of another is dropped when the configuration changes.
+    The base model stays, as long as the configuration of the model and the adapter does.
 
     Attributes:
         folder: The site's.
@@ -66,7 +66,8 @@ class DeployedSite:
 
         Raises:
             DataError: With all problems of the site's rows.
-            SecureAggregationError: FT918, no roster is accepted, or this site is not in it; FT928, its identity.
+            SecureAggregationError: FT918, no roster is accepted, or this site is not in it; FT928, its
+            identity.
         """
         now = config_hash(config)
         if now != self._hash:
@@ -101,7 +102,9 @@ class DeployedSite:
         return _Rows(train=train, held_out=held_out, skipped=data.skipped_rows)
 
     def _secured(self, config: Config) -> SecureSite:
-        """Return the part in secure aggregation; made anew when another version of the roster was accepted."""
+        """Return the part in secure aggregation; made anew when another version of the roster was
+        accepted.
+        """
         pinned = PinnedRoster(self.folder.pin).roster
         if self._secure is not None and pinned == self._pinned:
             return self._secure

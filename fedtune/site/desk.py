@@ -1,46 +1,40 @@
-"""Where every message to a site passes: the operator's word, the policy, the audit log, and only then the work.
+"""Where every message to a site passes: the operator's word, the policy, the audit log, and only then the
+work.
 
-    asked (audit) -> standing -> bundle -> version -> configuration -> policy -> approval -> work -> left (audit)
+    asked (audit) -> standing -> bundle -> version -> configuration -> policy -> approval -> work -> left
+    (audit)
 
-Whatever is refused is answered with a code and written down; what is in the site's own log in detail does not leave.
+Whatever is refused is answered with a code and written down; what is in the site's own log in detail does
+not leave.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, get_args
 
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 import fedtune
-from fedtune.config.schema import Config
+from fedtune.config.schema import Config, Metric
 from fedtune.config.wire import config_from_json, config_hash
-from fedtune.errors import ConfigError, FederationError, FedtuneError, Problem
+from fedtune.errors import FederationError, FedtuneError, Problem
 from fedtune.federation.bundle import installed_bundle
 from fedtune.federation.client import build_client_app
 from fedtune.federation.server import CONFIG_KEY, VERSION_KEY
 from fedtune.federation.site import Site
-from fedtune.federation.wire import (
-    ARRAYS,
-    RECORD,
-    SECAGG,
-    EvaluateReply,
-    EvaluateRequest,
-    Failure,
-    HelloReply,
-    TrainReply,
-    TrainRequest,
-    content,
-    parse,
-)
+from fedtune.federation.wire import ARRAYS, MAX_JSON_CHARACTERS, RECORD, SECAGG, Failure, content
 from fedtune.models.base import base_hash
 from fedtune.models.estimate import estimate
-from fedtune.observability.json_log import log_context
+from fedtune.observability.json_log import log_context, words_of
 from fedtune.secagg.entry import fingerprint
 from fedtune.site.accepted import AcceptedLog
 from fedtune.site.approvals import Approvals, Subject, read_standing
@@ -48,11 +42,13 @@ from fedtune.site.audit import AuditLog
 from fedtune.site.audit_events import HasLeft, SentTensor, WasAsked, WasRefused
 from fedtune.site.deployed import DeployedSite
 from fedtune.site.folder import SiteFolder
+from fedtune.site.health_state import SiteState
 from fedtune.site.policy import Asked, Coordinator, decide
 from fedtune.site.policy_schema import ANY, INSTALLED, SitePolicy
 from fedtune.site.settings import SiteSettings, here
+from fedtune.updates.codec import wire_bytes
 
-__all__ = ["Desk", "Watcher"]
+__all__ = ["Desk", "told_metrics"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +59,7 @@ KINDS: Final[dict[str, Kind]] = {
     "query.secagg": "secagg",
     "evaluate": "evaluate",
 }
-_METRICS: Final = {
+METRIC_OF_FIELD: Final = {
     "train_examples": "examples",
     "held_out_examples": "examples",
     "skipped_rows": "examples",
@@ -75,17 +71,12 @@ _METRICS: Final = {
     "loss": "held_out_loss",
     "peak_memory_mib": "peak_memory",
 }
-"""Field of a reply -> the metric that it tells; `told_metrics` reads the replies by it."""
+"""Field of a reply -> the metric that it tells."""
 
-T = TypeVar("T")
+_MAY_BE_SAID: Final = ("FT1", "FT5", "FT6", "FT9")
+"""Codes whose words speak of what was asked, and not of this machine or its rows."""
 
-
-class Watcher:
-    """Told of what happens at the desk, for health and metrics; does nothing itself."""
-
-    def begun(self, kind: str, run: str, round_number: int | None) -> None: ...
-
-    def answered(self, kind: str, outcome: str, *, code: str | None, sent: int) -> None: ...
+_LONGEST_REASON: Final = 4_000
 
 
 @dataclass(kw_only=True)
@@ -95,7 +86,8 @@ class Desk:
     Guarantees:
         * Nothing is done for a message that the standing, the policy or the operator's approval refuses; that
           it came and that it was refused is on the disk before the answer leaves.
-        * What leaves is in the audit log, by names, sizes, norms and hashes, before it is handed to the network.
+        * What leaves is in the audit log, by names, sizes, norms and hashes, before it is handed to the
+        network.
         * No answer says more of a refusal than its code and the policy's reasons.
 
     Attributes:
@@ -106,7 +98,7 @@ class Desk:
         policy: What the site allows.
         settings: How it runs here.
         audit: The audit log.
-        watcher: Told of each message.
+        state: Told of each message, for health and metrics.
         clock: Gives the time, with its zone.
     """
 
@@ -117,7 +109,7 @@ class Desk:
     policy: SitePolicy
     settings: SiteSettings
     audit: AuditLog
-    watcher: Watcher = field(default_factory=Watcher)
+    state: SiteState
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     _site: DeployedSite = field(init=False)
     _app: ClientApp = field(init=False)
@@ -140,32 +132,33 @@ class Desk:
             context: Flower's, with the coordinator's run config.
             bundle: SHA-256 of the bundle that came with it, in hex.
         """
-        kind = KINDS.get(message.metadata.message_type)
-        run, round_number = _run_of(context), _round_of(message)
-        shown = message.metadata.message_type[:40]
-        with log_context(run=run, round=round_number):
-            self.watcher.begun(shown, run, round_number)
-            asked = WasAsked(run=run, round=round_number, message=shown, bundle=bundle)
+        kind = message.metadata.message_type
+        asked = WasAsked(run=_run_of(context), round=_round_of(message), message=kind[:40], bundle=bundle)
+        with log_context(run=asked.run, round=asked.round), self.state.working(asked.run, asked.round):
             self.audit.append(asked)
+            received = _size(message)
             try:
-                if kind is None:
-                    raise _refused("FT645", f"there is no message of this type: {shown!r}")
-                config = self._admit(kind, message, context, bundle)
-                self._current = self._site.of(config)
+                self._current = self._site.of(self._admit(message, context, bundle))
+                started = time.monotonic()
                 reply = self._app(message, context)
+                if kind == "train":
+                    self.state.trained(seconds=time.monotonic() - started)
             except FedtuneError as error:
-                return self._refuse(message, asked, error)
+                return self._refuse(message, asked, error, received)
             finally:
                 self._current = None
-            return self._leave(reply, asked)
+            return self._leave(reply, asked, received)
 
-    def _admit(self, kind: Kind, message: Message, context: Context, bundle: str) -> Config:
+    def _admit(self, message: Message, context: Context, bundle: str) -> Config:
         """Return the configuration to work by, as it holds here.
 
         Raises:
-            FedtuneError: What the standing, the bundle, the version, the configuration, the policy or a missing
-                approval says against it.
+            FedtuneError: What the standing, the bundle, the version, the configuration, the policy or a
+            missing approval says against it.
         """
+        kind = KINDS.get(message.metadata.message_type)
+        if kind is None:
+            raise _refused("FT645", "a site knows no messages of this type")
         self._require_standing()
         own = bundle == installed_bundle().sha256
         theirs = str(context.run_config.get(VERSION_KEY, "?"))[:40]
@@ -177,9 +170,7 @@ class Desk:
         given = config_from_json(str(context.run_config.get(CONFIG_KEY, "")), where="the run's configuration")
         if given.backend.name != "deployment":
             raise _refused("FT645", "this run is a simulation: backend.name is not deployment")
-        config = here(
-            given, self.settings, files=self.policy.data.files, runs_dir=self.folder.runs
-        )
+        config = here(given, self.settings, files=self.policy.data.files, runs_dir=self.folder.runs)
         base = base_hash(config.model)
         subject = Subject(run=given.name, config=config_hash(given), base_model=base, bundle=bundle)
         if kind == "secagg":
@@ -199,7 +190,7 @@ class Desk:
         decision = decide(self.policy, asked, self._accepted.usage(self.policy, now), now)
         if not decision.accepted:
             for problem in decision.problems:
-                logger.warning("refused: %s", problem)
+                logger.warning("refused: %s", words_of(problem))
             raise _PolicyRefusal(decision.refusal(), decision.reasons)
         self._require_approval(subject, given)
         if kind != "hello":
@@ -217,7 +208,9 @@ class Desk:
         if ANY in preapproved or subject.config in preapproved or self._approvals.approved(subject):
             return
         self._approvals.ask(subject, _summary(config, subject))
-        logger.warning("run %s waits: fedtune client approve %s %s", subject.run, self.folder.path, subject.run)
+        logger.warning(
+            "run %s waits: fedtune client approve %s %s", subject.run, self.folder.path, subject.run
+        )
         raise _refused("FT642", "the run waits for the approval of the site's operator")
 
     def _memory_mib(self, config: Config, key: str) -> float:
@@ -238,38 +231,111 @@ class Desk:
         """End a training at once when the operator pauses or leaves."""
         self._require_standing()
 
-    def _refuse(self, message: Message, asked: WasAsked, error: FedtuneError) -> Message:
+    def _refuse(self, message: Message, asked: WasAsked, error: FedtuneError, received: int) -> Message:
         problem = error.problems[0]
         reasons = error.reasons if isinstance(error, _PolicyRefusal) else ()
-        logger.warning("refused %s: %s", asked.message, problem)
-        said = problem.what if problem.code not in _PRIVATE else "the site cannot take part; its log says why"
-        self.audit.append(
-            WasRefused(**dataclasses.asdict(asked), code=problem.code, reasons=reasons)
+        logger.warning("refused %s: %s", asked.message, words_of(problem))
+        self.audit.append(WasRefused(**dataclasses.asdict(asked), code=problem.code, reasons=reasons))
+        said = problem.what if problem.code.startswith(_MAY_BE_SAID) else "the site's own log says more"
+        failure = Failure(site=self.name, code=problem.code, reason=said[:_LONGEST_REASON])
+        reply = Message(content(failure), reply_to=message)
+        self.state.refused(
+            asked.message, received=received, sent=_size(reply), reasons=reasons or (problem.code,)
         )
-        reply = Message(
-            content(Failure(site=self.name, code=problem.code, reason=said[:4_000])), reply_to=message
-        )
-        self.watcher.answered(asked.message, "refused", code=problem.code, sent=0)
         return reply
 
-    def _leave(self, reply: Message, asked: WasAsked) -> Message:
-        arrays, sealed = reply.content.get(ARRAYS), reply.content.get(SECAGG)
-        failure = _parsed(reply, Failure)
-        tensors = _tensors(arrays) if isinstance(arrays, ArrayRecord) else ()
-        sent = sum(array.data.nbytes if hasattr(array.data, "nbytes") else len(array.data)
-                   for record in (arrays, sealed) if isinstance(record, ArrayRecord)
-                   for array in record.values())
+    def _leave(self, reply: Message, asked: WasAsked, received: int) -> Message:
+        """Write down what an answer carries, and only then hand it over."""
+        failure, sent = _body(reply).get("code"), _size(reply)
+        arrays, sealed = (reply.content.get(name) for name in (ARRAYS, SECAGG))
+        tensors = [
+            SentTensor.of(name, array.numpy())
+            for name, array in (arrays.items() if isinstance(arrays, ArrayRecord) else ())
+        ]
+        frames = list(sealed.values()) if isinstance(sealed, ArrayRecord) else []
         self.audit.append(
             HasLeft(
                 run=asked.run,
                 round=asked.round,
-                message=asked.message if failure is None else f"{asked.message} failed {failure.code}",
+                message=asked.message if failure is None else f"{asked.message}: {failure}",
                 bytes=sent,
-                tensors=tensors,
-                sealed=None if not isinstance(sealed, ArrayRecord) else _sealed_hash(sealed),
-                metrics=told_metrics(reply),
+                tensors=tuple(tensors),
+                sealed=hashlib.sha256(frames[0].data).hexdigest() if frames else None,
+                metrics=told_metrics(_body(reply)),
             )
         )
-        code = None if failure is None else failure.code
-        self.watcher.answered(asked.message, "answered" if code is None else "failed", code=code, sent=sent)
+        if failure is None:
+            self.state.answered(asked.message, received=received, sent=sent)
+        else:
+            self.state.failed(asked.message, received=received, sent=sent, code=str(failure))
         return reply
+
+
+class _PolicyRefusal(FederationError):
+    """A refusal of the policy, with its reasons."""
+
+    def __init__(self, refusal: FederationError, reasons: tuple[str, ...]) -> None:
+        super().__init__(refusal.problems)
+        self.reasons = reasons
+
+
+def told_metrics(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of a site's numbers that a reply tells, in the order of the policy's list.
+
+    Args:
+        body: The reply's JSON.
+    """
+    told = {metric for name, metric in METRIC_OF_FIELD.items() if body.get(name) is not None}
+    return tuple(metric for metric in get_args(Metric) if metric in told)
+
+
+def _refused(code: str, what: str, *, fix: str = "ask the site's operator") -> FederationError:
+    return FederationError(Problem(code=code, what=what, where="the site", fix=fix))
+
+
+def _run_of(context: Context) -> str:
+    """Return the run's name as the coordinator says it, before anything of its configuration is believed."""
+    try:
+        name = json.loads(str(context.run_config[CONFIG_KEY]))["name"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return "?"
+    return name if isinstance(name, str) else "?"
+
+
+def _round_of(message: Message) -> int | None:
+    number = _body(message).get("round")
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def _body(message: Message) -> Mapping[str, Any]:
+    """Return the JSON that a message carries, unchecked; nothing if it carries none."""
+    record = message.content.get(RECORD) if message.has_content() else None
+    try:
+        body = json.loads(str(record["json"])[:MAX_JSON_CHARACTERS]) if record is not None else {}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _size(message: Message) -> int:
+    """Return the bytes of a message's arrays and JSON."""
+    if not message.has_content():
+        return 0
+    arrays = (record for record in message.content.values() if isinstance(record, ArrayRecord))
+    return len(json.dumps(_body(message))) + sum(wire_bytes(record) for record in arrays)
+
+
+def _summary(config: Config, subject: Subject) -> tuple[str, ...]:
+    """Say what a run would do, for the operator who decides."""
+    training, secagg = config.training, config.secagg
+    hidden = f"summed under masks, of {secagg.k_min} sites or more" if secagg.enabled else "sent in clear"
+    return (
+        f"{config.federation.rounds} rounds of {training.steps_per_round} steps of "
+        f"{training.examples_per_step} rows of at most {config.data.max_tokens} tokens",
+        f"{config.peft.method} of rank {config.peft.rank} on {config.model.name} "
+        f"({config.model.quantization})",
+        f"updates are {hidden}; numbers that leave: {', '.join(config.federation.metrics) or 'none'}",
+        f"base model {subject.base_model}",
+        f"bundle {subject.bundle}",
+        f"configuration {subject.config}",
+    )

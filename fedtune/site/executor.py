@@ -20,7 +20,6 @@ from contextlib import contextmanager
 
 import httpx
 from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
@@ -47,14 +46,12 @@ RETRY_WAIT_SECONDS, RETRY_TRIES = 0.5, 6
 
 
 class Executor:
-    """Answers one SuperNode's messages with one ClientApp, in this process, one message at a time.
+    """Answers one SuperNode's messages in this process, one message at a time.
 
     Guarantees:
-        * Nothing of a bundle is run, imported, unpacked or written to disk. Its bytes are hashed, and a hash
-          that ``allow_bundle`` does not accept means that the ClientApp does not see the message.
-        * A message that could be read is answered: by the ClientApp, or with a `Failure` that the coordinator
-          records under its code (FT620 for a refused bundle, FT609 for an exception, of which only the type
-          leaves the site).
+        * Nothing of a bundle is run, imported, unpacked or written to disk: its bytes are hashed.
+        * A message that could be read is answered: by ``answer``, or, where that raises, with a `Failure`
+        that the coordinator records as FT609 with the exception's type; no other word of it leaves the site.
         * While a message is handled the SuperNode hears that its executor lives, however long it takes.
         * Neither a failed task nor a SuperNode that is away or starts anew ends `run`.
 
@@ -63,11 +60,11 @@ class Executor:
     Flower's SuperNode would wait for its reply for ever.
 
     Args:
-        app: The ClientApp of the installed fedtune.
+        answer: Answers a message: told of the message, of Flower's context, and of the SHA-256 of the
+        bundle's bytes, in hex.
         runtime_address: ``host:port`` of the SuperNode's Runtime API. It is spoken to in clear, so the host
             must be a loopback address.
         auth_secret: Bytes of the file that the SuperNode got as ``--superexec-auth-secret-file``.
-        allow_bundle: Told the SHA-256 of the bundle's bytes, in hex, at every message; False refuses it.
 
     Raises:
         ValueError: The address is not on loopback, or the secret is empty.
@@ -75,19 +72,17 @@ class Executor:
 
     def __init__(
         self,
-        app: ClientApp,
+        answer: Callable[[Message, Context, str], Message],
         *,
         runtime_address: str,
         auth_secret: bytes,
-        allow_bundle: Callable[[str], bool],
     ) -> None:
         if not ipaddress.ip_address(runtime_address.rpartition(":")[0].strip("[]")).is_loopback:
             raise ValueError(f"runtime_address must be on loopback, got {runtime_address!r}")
         if not auth_secret:
             raise ValueError("auth_secret must not be empty")
-        self._app = app
+        self._answer = answer
         self._address = runtime_address
-        self._allow_bundle = allow_bundle
         signed = SuperExecAuthHttpInterceptor(master_secret=auth_secret, protected_methods=[ACQUIRE])
         self._claims = _client(runtime_address, signed, tries=1)
 
@@ -108,12 +103,12 @@ class Executor:
             except httpx.HTTPError as error:
                 if not away:
                     logger.warning(
-                        "The SuperNode at %s gives no task, still asking: %s", self._address, error
+                        "the SuperNode at %s gives no task, still asking: %s", self._address, error
                     )
                 away, busy = True, False
             else:
                 if away:
-                    logger.info("The SuperNode at %s gives tasks again.", self._address)
+                    logger.info("the SuperNode at %s gives tasks again", self._address)
                 away = False
             if not busy:
                 stop.wait(POLL_SECONDS)
@@ -137,26 +132,21 @@ class Executor:
                 self._serve(client)
             except Exception as error:
                 # Cancelled, or the SuperNode went away with all that it knew of the task.
-                logger.warning("Gave up a task: %s", type(error).__name__, exc_info=error)
+                logger.warning("gave up a task: %s", type(error).__name__, exc_info=error)
         return True
 
     def _serve(self, client: RuntimeHttpClient) -> None:
         message, context, _, bundle = pull_task_input(client)
         digest = hashlib.sha256(bundle.content).hexdigest()
         del bundle
-        push_message(client, self._answer(message, context, digest), context)
+        push_message(client, self._answered(message, context, digest), context)
         push_task_output(client, context, SubStatus.COMPLETED, "")
 
-    def _answer(self, message: Message, context: Context, digest: str) -> Message:
-        kind = message.metadata.message_type
+    def _answered(self, message: Message, context: Context, digest: str) -> Message:
         try:
-            if self._allow_bundle(digest):
-                return self._app(message, context)
-            logger.warning("Refused a %s message: bundle %s is not allowed.", kind, digest)
-            reason = f"the site does not allow the bundle {digest}"
-            failure = Failure(site="?", code="FT620", reason=reason)
+            return self._answer(message, context, digest)
         except Exception as error:
-            logger.exception("The app failed at %s", kind)
+            logger.exception("a message of type %s could not be answered", message.metadata.message_type)
             failure = Failure(site="?", code="FT609", reason=f"unexpected {type(error).__name__}")
         return Message(content(failure), reply_to=message)
 
@@ -188,7 +178,7 @@ def _heartbeats(client: RuntimeHttpClient) -> Iterator[None]:
         try:
             client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
         except httpx.HTTPError as error:
-            logger.info("The SuperNode did not take a heartbeat: %s", error)
+            logger.info("the SuperNode did not take a heartbeat: %s", error)
         return True
 
     sender = HeartbeatSender(beat)

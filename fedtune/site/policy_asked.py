@@ -131,7 +131,7 @@ class Asked:
             source=data.source,
             files=data.files,
             columns=columns_read(data.format, data.columns) | ({partition} if partition else set())
-            if data.source == "files"
+            if data.source in ("files", "site")
             else frozenset(),
             steps=training.steps_per_round,
             tokens=training.steps_per_round * training.examples_per_step * data.max_tokens,

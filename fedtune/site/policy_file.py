@@ -88,10 +88,17 @@ def _contradictions(policy: SitePolicy, where: str) -> Iterator[Problem]:
             where=f"{where}, keys hours.start, hours.end",
             fix="set hours to null for all day, or limits.rounds_per_day to 0 for never",
         )
-    if data.files and "files" not in data.sources:
+    if data.files and not {"site", "files"} & set(data.sources):
         yield Problem(
             code="FT824",
-            what="data.files names files, but data.sources does not allow files",
+            what="data.files names files, but data.sources allows neither site nor files",
             where=f"{where}, keys data.files, data.sources",
-            fix="add files to data.sources, or set data.files to []",
+            fix="add site to data.sources, or set data.files to []",
+        )
+    if "site" in data.sources and not data.files:
+        yield Problem(
+            code="FT824",
+            what="data.sources allows the site's rows, but data.files names none",
+            where=f"{where}, keys data.files, data.sources",
+            fix="name the site's files in data.files, or set data.sources to []",
         )

@@ -18,6 +18,7 @@ from fedtune.config.schema import Metric
 from fedtune.secagg.policy import K_MIN_FLOOR
 
 __all__ = [
+    "ANY",
     "INSTALLED",
     "DataLimits",
     "Hours",
@@ -27,6 +28,9 @@ __all__ = [
     "SitePolicy",
     "WorkLimits",
 ]
+
+ANY: Final = "any"
+"""In ``preapproved``: every run that keeps to the policy."""
 
 INSTALLED: Final = "installed"
 """In ``bundles``: the bundle that the installed wheel itself builds."""
@@ -61,6 +65,13 @@ Bundle = Annotated[
     Field(
         pattern=f"^({INSTALLED}|[0-9a-f]{{64}})$",
         json_schema_extra=_in_words(f"{INSTALLED} or a SHA-256 in lower-case hex"),
+    ),
+]
+Preapproval = Annotated[
+    str,
+    Field(
+        pattern=f"^({ANY}|[0-9a-f]{{64}})$",
+        json_schema_extra=_in_words(f"{ANY} or a SHA-256 in lower-case hex"),
     ),
 ]
 Fingerprint = Annotated[str, Field(pattern="^[a-z2-7]{4}(-[a-z2-7]{4}){7}$")]
@@ -104,10 +115,11 @@ class PeftLimits:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataLimits:
     sources: tuple[Name, ...]
-    """Values of ``data.source``: ``files``, ``hpo``, or the name of an installed plugin."""
+    """Values of ``data.source``: ``site`` for the rows of ``files``, as every deployment asks for them;
+    ``files``, ``hpo``, or the name of an installed plugin, where a configuration names rows itself."""
 
     files: tuple[Name, ...]
-    """Files that may be trained on, written exactly as the configuration has to write them."""
+    """This site's rows: files with absolute paths."""
 
     columns: tuple[Name, ...] | None
     """Columns of files that may be read, the row's id and ``partition.column`` included; null for all. With
@@ -177,6 +189,11 @@ class SitePolicy:
     bundles: tuple[Bundle, ...]
     """Bundles of coordinators' code, which never runs here; ``installed`` is the one that the installed
     version of fedtune makes itself."""
+
+    preapproved: tuple[Preapproval, ...]
+    """Runs that may begin without ``fedtune client approve``: those of a configuration with this hash, or
+    ``any`` that keeps to this policy. Every other one waits for the operator, and waits again when its
+    configuration, its base model or its bundle changes."""
 
     base_models: tuple[Sha256, ...]
     """Base models that may be trained, by their hash: equal on every machine and for every quantization."""

@@ -28,6 +28,7 @@ from support.site_process import SiteSpec
 
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_to_json, config_to_yaml
+from fedtune.federation.bundle import write_bundle
 from fedtune.federation.processes import environment, free_ports, listens, script, spawn
 from fedtune.federation.server import (
     CLIENTS_KEY,
@@ -39,7 +40,6 @@ from fedtune.federation.server import (
 from fedtune.keys.authority import AUTHORITY_CERTIFICATE, COORDINATOR_KEY
 from fedtune.keys.node import NODE_KEY, make_node
 from fedtune.observability.run_directory import RunDirectory
-from fedtune.federation.bundle import write_bundle
 from fedtune.simulation.enrolment import enrol
 from fedtune.simulation.sites import load_sites
 

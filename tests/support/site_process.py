@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flwr.app import Context
+from flwr.app import Context, Message
 
 from fedtune.config.wire import config_from_json
 from fedtune.federation.client import build_client_app
@@ -58,9 +58,9 @@ def main(path: str) -> None:
         with Path(spec.records).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"event": event, "pid": os.getpid(), **values}) + "\n")
 
-    def allow(digest: str) -> bool:
+    def answer(message: Message, context: Context, digest: str) -> Message:
         record("bundle", sha256=digest)
-        return True
+        return app(message, context)
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -70,11 +70,11 @@ def main(path: str) -> None:
         record("message", model=id(site.model()))
         return site
 
+    app = build_client_app(find_site)
     executor = Executor(
-        build_client_app(find_site),
+        answer,
         runtime_address=spec.runtime_address,
         auth_secret=Path(spec.secret_file).read_bytes(),
-        allow_bundle=allow,
     )
     record("ready", site=site.name)
     with closing(executor):

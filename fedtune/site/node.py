@@ -1,0 +1,118 @@
+"""The site's Flower node as a child of the client: it holds the one connection to the coordinator."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fedtune.errors import MachineError, Problem
+from fedtune.federation.processes import environment, free_ports, listens, script, spawn
+from fedtune.observability.disk import write_atomic
+from fedtune.site.folder import SiteFolder
+
+__all__ = ["Node", "start_node"]
+
+START_SECONDS: Final = 60.0
+_SECRET_BYTES: Final = 32
+_LOG: Final = "node.log"
+_MOST_LOG_BYTES: Final = 8 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A running node.
+
+    Attributes:
+        process: The child.
+        address: Where it hands out tasks on 127.0.0.1.
+        secret: What it asks of its executor.
+        log: What it writes.
+    """
+
+    process: subprocess.Popen[bytes]
+    address: str
+    secret: bytes
+    log: Path
+
+    def last_words(self) -> str:
+        """Return the last line of its log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
+
+
+def start_node(
+    folder: SiteFolder, *, server: str, insecure: bool, port: int | None, alive: Callable[[], bool]
+) -> Node:
+    """Start the node and wait until it takes an executor; it connects to the coordinator by itself, for ever.
+
+    It is stopped when this process dies. Call it from the main thread: on Linux the child is bound to the
+    thread that started it.
+
+    Args:
+        folder: The site's.
+        server: Where the coordinator's gate is, ``host:port``.
+        insecure: Speak without TLS and without a node key; for a server on loopback alone.
+        port: Where it hands out tasks on 127.0.0.1; None takes a free one.
+        alive: Whether to go on waiting.
+
+    Raises:
+        MachineError: FT675, something else listens there, or it did not start.
+    """
+    chosen = free_ports(1)[0] if port is None else port
+    if listens(chosen):
+        raise MachineError(
+            Problem(
+                code="FT675",
+                what=f"another program listens on 127.0.0.1:{chosen}",
+                where=f"{folder.settings}, node_port",
+                fix="stop it, such as another `fedtune client start`, or set node_port to null",
+            )
+        )
+    secret = secrets.token_bytes(_SECRET_BYTES)
+    write_atomic(folder.secret, secret)  # of mode 0600, and another one at each start
+    folder.flower_home.mkdir(parents=True, exist_ok=True)
+    command = [script("flower-supernode"), "--superlink", server]
+    if insecure:
+        command += ["--insecure"]
+    else:
+        command += ["--root-certificates", str(folder.authority)]
+        command += ["--auth-supernode-private-key", str(folder.node_key)]
+    command += ["--isolation", "process", "--superexec-auth-secret-file", str(folder.secret)]
+    command += ["--host", "127.0.0.1", "--port", str(chosen)]
+    folder.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = folder.logs / _LOG
+    if log.exists() and log.stat().st_size > _MOST_LOG_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+    with log.open("ab") as output:
+        process = spawn(command, environment(folder.flower_home), output)
+    node = Node(process=process, address=f"127.0.0.1:{chosen}", secret=secret, log=log)
+    deadline = time.monotonic() + START_SECONDS
+    while not listens(chosen):
+        if process.poll() is not None or time.monotonic() > deadline or not alive():
+            end_node(node)
+            raise MachineError(
+                Problem(
+                    code="FT675",
+                    what=f"the site's Flower node did not start: {node.last_words()}",
+                    where=str(log),
+                    fix="read the end of that log, and run `fedtune client doctor`",
+                )
+            )
+        time.sleep(0.1)
+    return node
+
+
+def end_node(node: Node, *, seconds: float = 10.0) -> None:
+    """Stop the child: kindly, and by force if that takes too long."""
+    if node.process.poll() is None:
+        node.process.terminate()
+        try:
+            node.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            node.process.kill()
+            node.process.wait()
