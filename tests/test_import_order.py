@@ -27,6 +27,7 @@ ORDER = (
     "keys",
     "export",
     "federation",
+    "coordinator",
     "simulation",
     "site",
     "commands",

@@ -1,0 +1,148 @@
+"""A gate on loopback with a stand-in for the SuperLink that remembers what reaches it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from support.enrolment import Coordinator
+
+from fedtune.coordinator.gate.server import Gate
+from fedtune.coordinator.gate.settings import GateSettings
+
+__all__ = ["NOWHERE", "Seen", "StandIn", "certified", "gate_settings", "serving", "talk", "trusting"]
+
+NOWHERE = "127.0.0.1:1"
+"""A port of loopback where nobody listens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One request as it arrived; `body` is None if it broke off."""
+
+    method: str
+    target: bytes
+    query: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes | None
+
+
+async def echo(seen: Seen) -> Response:
+    return Response(seen.body, media_type="application/protobuf", headers={"x-secret": "the SuperLink's"})
+
+
+@dataclass
+class StandIn:
+    """Takes any request at all, remembers it, and answers as it is told."""
+
+    answer: Callable[[Seen], Awaitable[Any]] = echo
+    seen: list[Seen] = field(default_factory=list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect:
+            body = None
+        seen = Seen(
+            method=scope["method"],
+            target=scope["raw_path"],
+            query=scope["query_string"],
+            headers=tuple(scope["headers"]),
+            body=body,
+        )
+        self.seen.append(seen)
+        if body is not None:
+            await (await self.answer(seen))(scope, receive, send)
+
+
+def certified(folder: Path, *, ip: tuple[str, ...] = ("127.0.0.1", "::1")) -> Coordinator:
+    """A coordinator's folder with an authority and a server's key and certificate."""
+    coordinator = Coordinator(folder)
+    coordinator.begin()
+    coordinator.server(ip=ip)
+    return coordinator
+
+
+def gate_settings(coordinator: Coordinator, **changes: Any) -> GateSettings:
+    """Settings of a gate on a free port of loopback."""
+    given: dict[str, Any] = {
+        "listen": ("127.0.0.1:0",),
+        "superlink": NOWHERE,
+        "certificate": coordinator.root / "tls" / "hub.pem",
+        "key": coordinator.root / "tls" / "hub.key",
+        "authority": coordinator.folder / "ca.pem",
+    }
+    return GateSettings(**(given | changes))
+
+
+@contextmanager
+def serving(app: Any, coordinator: Coordinator, port: int = 0) -> Iterator[str]:
+    """Serve an ASGI application over TLS on loopback; yields its address."""
+    config = uvicorn.Config(
+        app,
+        interface="asgi3",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+        ssl_certfile=coordinator.root / "tls" / "hub.pem",
+        ssl_keyfile=coordinator.root / "tls" / "hub.key",
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", port)) as bound:
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+        thread.start()
+        try:
+            deadline = time.monotonic() + 20
+            while not server.started:
+                assert thread.is_alive(), "the stand-in did not start"
+                assert time.monotonic() < deadline, "the stand-in did not start in time"
+                time.sleep(0.01)
+            yield address
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+
+
+def trusting(coordinator: Coordinator) -> ssl.SSLContext:
+    """What a site trusts: this coordinator's authority and no other."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(coordinator.folder / "ca.pem")
+    return context
+
+
+def talk(gate: Gate, context: ssl.SSLContext, *pieces: bytes, seconds: float = 10.0) -> bytes:
+    """Send bytes to a gate as they are, and return all that it says until it ends the connection."""
+    address = gate.addresses[0]
+    said = bytearray()
+    with (
+        socket.create_connection((address.host, address.port), timeout=seconds) as plain,
+        context.wrap_socket(plain, server_hostname=address.host) as wire,
+    ):
+        try:
+            for piece in pieces:
+                wire.sendall(piece)
+            while more := wire.recv(2**16):
+                said += more
+        except (ConnectionError, ssl.SSLError):
+            pass
+    return bytes(said)
+
+
+def client_of(gate: Gate, context: ssl.SSLContext) -> httpx.Client:
+    return httpx.Client(verify=context, base_url=f"https://{gate.addresses[0]}", trust_env=False, timeout=10)
