@@ -139,7 +139,7 @@ class Passage:
         host = scope["client"][0] if scope.get("client") else "unknown"
         route = fleet_route(scope["method"], scope["raw_path"], scope["query_string"], scope["headers"])
         if route is None:
-            self._peers.warning(host, f"refused {_asked(scope)}: not a route of the Fleet API")
+            self._peers.say(host, f"refused {_asked(scope)}: not a route of the Fleet API")
             await answer(404)(scope, receive, send)
             return
         status = self._refused(host, scope)
@@ -162,14 +162,12 @@ class Passage:
         taken = self._throttle.take(peer_group(host))
         if not taken.allowed:
             if taken.refused == 1:
-                self._peers.warning(host, f"too many requests, refused from {_asked(scope)} on")
+                self._peers.say(host, f"too many requests, refused from {_asked(scope)} on")
             return 503
         declared = _header(scope["headers"], b"content-length") or b"0"
         number = int(declared) if declared.isdigit() and len(declared) <= _MOST_DIGITS else None
         if number is None or number > self._settings.max_body_bytes:
-            self._peers.warning(
-                host, f"refused {_asked(scope)}: {shown(declared)} bytes of body are too many"
-            )
+            self._peers.say(host, f"refused {_asked(scope)}: {shown(declared)} bytes of body are too many")
             return 413
         return None
 
@@ -190,16 +188,16 @@ class Passage:
         except _PeerGone:
             return None
         except _TooLarge:
-            self._peers.warning(errand.host, f"refused {errand.route}: a body of more than {most} bytes")
+            self._peers.say(errand.host, f"refused {errand.route}: a body of more than {most} bytes")
             return 413
         except _TooSlow:
-            self._peers.warning(
+            self._peers.say(
                 errand.host, f"refused {errand.route}: its body is too slow, {errand.body.size} bytes so far"
             )
             return 503
         except httpx.HTTPError as error:
             said = f"{type(error).__name__} {shown(str(error))}".strip()
-            self._peers.warning(errand.host, f"{errand.route}: the SuperLink does not answer ({said})")
+            self._peers.say(errand.host, f"{errand.route}: the SuperLink does not answer ({said})")
             return 503
         try:
             await self._return(errand, response, send)
@@ -213,7 +211,7 @@ class Passage:
         node = None if header is None else node_fingerprint(header)
         if response.status_code in _REFUSALS:
             said = f"the SuperLink refused {errand.route} with {response.status_code}"
-            self._peers.warning(errand.host, f"{said} to the node key {node or '(none that can be read)'}")
+            self._peers.say(errand.host, f"{said} to the node key {node or '(none that can be read)'}")
         headers = passed_on(response.headers.raw, RESPONSE_HEADERS)
         start = {"type": "http.response.start", "status": response.status_code, "headers": headers}
         try:
@@ -225,9 +223,9 @@ class Passage:
             await self._in_time(send({"type": "http.response.body", "body": b"", "more_body": False}))
         except httpx.HTTPError as error:
             said = f"the SuperLink's answer to {errand.route} broke off ({type(error).__name__})"
-            self._peers.warning(errand.host, said)
+            self._peers.say(errand.host, said)
         except TimeoutError:
-            self._peers.warning(
+            self._peers.say(
                 errand.host, f"takes the answer to {errand.route} too slowly, {errand.sent} bytes so far"
             )
         else:

@@ -40,7 +40,7 @@ class PeerLog:
     def of(cls, settings: GateSettings) -> PeerLog:
         return cls(Throttle(rate=_LINES_PER_SECOND, burst=_BURST_LINES, peers=settings.max_peers))
 
-    def warning(self, host: str, said: str) -> None:
+    def say(self, host: str, said: str) -> None:
         """Write one line: the peer's address, and what it did."""
         taken = self._lines.take(peer_group(host))
         if taken.allowed:

@@ -57,7 +57,7 @@ class GateProtocol(H11Protocol):
         self._served = self._crowd.enter(peer_group(self._host))
         if not self._served:
             self.app = _come_back
-            self._peers.warning(self._host, "has too many connections, or all peers together have")
+            self._peers.say(self._host, "has too many connections, or all peers together have")
             if self._crowd.full:
                 transport.close()
         self._watch_head()
@@ -73,7 +73,7 @@ class GateProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; where an answer is under way already, only end the connection."""
-        self._peers.warning(self._host, "sent something that is no HTTP")
+        self._peers.say(self._host, "sent something that is no HTTP")
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE} and self.cycle_is_over:
             headers = [(b"content-length", b"0"), (b"connection", b"close")]
             for event in (h11.Response(status_code=400, headers=headers, reason=b""), h11.EndOfMessage()):
@@ -102,5 +102,5 @@ class GateProtocol(H11Protocol):
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        self._peers.warning(self._host, f"sent no whole request in {self._settings.head_seconds:g} s")
+        self._peers.say(self._host, f"sent no whole request in {self._settings.head_seconds:g} s")
         self.transport.close()
