@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from fedtune import __version__
-from fedtune.commands.arguments import Commands, add_json, below, count
+from fedtune.commands.arguments import Commands, add_json, below, count, overrides
+from fedtune.commands.client_arguments import add_client
 from fedtune.commands.keys_arguments import add_keys
+from fedtune.commands.server_arguments import add_server
 from fedtune.errors import FedtuneError
 
 __all__ = ["EXAMPLES", "build_parser", "main"]
@@ -28,6 +30,8 @@ EXAMPLES = {
     "chat": ("talk to the model that a run made", "fedtune chat runs/demo"),
     "export": ("copy a run's adapter, or merge it into the base", "fedtune export runs/demo --merged out"),
     "report": ("what a run gave: a summary, and its report drawn anew", "fedtune report runs/demo"),
+    "server": ("the coordinator: let sites connect, run federations", "fedtune server status coordinator"),
+    "client": ("a site: connect, decide what may be done, see what left", "fedtune client status site"),
     "keys": (
         "keys, certificates and enrolment, and the roster that sites agree on",
         "fedtune keys show site",
@@ -88,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     simulate = _add(commands, "simulate")
     simulate.add_argument("-m", "--multirun", action="store_true", help="one job for each of several values")
     add_json(simulate)
-    _overrides(simulate)
+    overrides(simulate)
 
     add_json(_add(commands, "doctor"))
 
@@ -103,11 +107,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--show", type=count, default=3, metavar="N", help="rows to show (default: 3)")
     add_json(check)
-    _overrides(check)
+    overrides(check)
 
     estimate = _add(commands, "estimate")
     add_json(estimate)
-    _overrides(estimate)
+    overrides(estimate)
 
     evaluate = _add(commands, "evaluate")
     _run_argument(evaluate)
@@ -130,6 +134,8 @@ def build_parser() -> argparse.ArgumentParser:
     _run_argument(report)
     add_json(report)
 
+    add_server(below(_add(commands, "server"), "server_command"))
+    add_client(below(_add(commands, "client"), "client_command"))
     add_keys(below(_add(commands, "keys"), "keys_command"))
     _bench(below(_add(commands, "bench"), "bench_command"))
 
@@ -156,15 +162,6 @@ def _add(commands: Commands, name: str) -> argparse.ArgumentParser:
     purpose, example = EXAMPLES[name]
     return commands.add_parser(
         name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", epilog=f"Example: {example}"
-    )
-
-
-def _overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="keys and groups of the configuration, see docs/reference/configuration.md",
     )
 
 

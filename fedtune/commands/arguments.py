@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TypeAlias
 
-__all__ = ["Commands", "add_json", "below", "count"]
+__all__ = ["Commands", "add_json", "below", "count", "overrides"]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What a parser's commands are added to."""
@@ -30,3 +30,13 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
     return int(text)
+
+
+def overrides(parser: argparse.ArgumentParser) -> None:
+    """Let a command take keys and groups of the configuration."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="keys and groups of the configuration, see docs/reference/configuration.md",
+    )

@@ -23,7 +23,7 @@ from fedtune.keys.problems import refusal
 from fedtune.keys.server import SERVER_DAYS, Server, ServerOrder, make_server, renew_server
 from fedtune.secagg.entry import fingerprint
 
-__all__ = ["run_ca", "run_server"]
+__all__ = ["chosen_passphrase", "run_ca", "run_server"]
 
 
 def run_ca(arguments: argparse.Namespace) -> int:
@@ -33,11 +33,7 @@ def run_ca(arguments: argparse.Namespace) -> int:
         0.
     """
     folder, now = Path(arguments.folder), utc_now()
-    passphrase: bytes | None = None
-    if arguments.passphrase_file is not None:
-        passphrase = read_passphrase(Path(arguments.passphrase_file))
-    elif arguments.passphrase:
-        passphrase = _new_passphrase()
+    passphrase = chosen_passphrase(arguments)
     made = make_authority(
         folder, name=arguments.name, now=now, days=arguments.days or AUTHORITY_DAYS, passphrase=passphrase
     )
@@ -66,6 +62,18 @@ def run_ca(arguments: argparse.Namespace) -> int:
         say(f"{AUTHORITY_KEY} is under no passphrase: whoever reads it can pretend to be your server.")
     say("The coordinator's fingerprint is what you read to each site; nobody else should tell them.")
     return 0
+
+
+def chosen_passphrase(arguments: argparse.Namespace) -> bytes | None:
+    """Return the passphrase for a new authority's key: from a file, from the terminal, or none.
+
+    Raises:
+        FederationError: FT630, the file cannot be used, or the passphrase is too short or was not repeated.
+        ConfigError: FT109, there is no terminal to ask.
+    """
+    if arguments.passphrase_file is not None:
+        return read_passphrase(Path(arguments.passphrase_file))
+    return _new_passphrase() if arguments.passphrase else None
 
 
 def run_server(arguments: argparse.Namespace) -> int:

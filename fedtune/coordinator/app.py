@@ -18,6 +18,7 @@ from fedtune.config.schema import Config
 from fedtune.config.wire import config_from_json
 from fedtune.coordinator.folder import CoordinatorFolder
 from fedtune.coordinator.nodes import read_names
+from fedtune.coordinator.settings import load_settings
 from fedtune.errors import RunError
 from fedtune.federation import server
 from fedtune.federation.session import RunSession
@@ -39,7 +40,9 @@ def build_server_app() -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         config = config_from_json(str(context.run_config[server.CONFIG_KEY]))
-        _run(grid, replace(config, runs_dir=str(folder.runs)), folder)
+        models = load_settings(folder.settings).models
+        model = replace(config.model, name=models.get(config.model.name, config.model.name))
+        _run(grid, replace(config, model=model, runs_dir=str(folder.runs)), folder)
 
     return app
 

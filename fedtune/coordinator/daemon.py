@@ -23,7 +23,8 @@ import httpx
 import fedtune
 from fedtune.coordinator.control import Control
 from fedtune.coordinator.folder import CoordinatorFolder
-from fedtune.coordinator.gate import Gate, GateSettings
+from fedtune.coordinator.gate.server import Gate
+from fedtune.coordinator.gate.settings import GateSettings
 from fedtune.coordinator.nodes import Enrolled, enrolled_keys, synchronise
 from fedtune.coordinator.settings import ServerSettings
 from fedtune.coordinator.status import ServerStatus, SiteStatus, write_status

@@ -81,6 +81,10 @@ class ServerSettings:
     superlink_port: Port
     """Where Flower's SuperLink listens on 127.0.0.1. Nobody else may reach it: it asks for no login."""
 
+    models: dict[Name, Name]
+    """Where base models are on this machine, by what runs call them as ``model.name``; others are looked for
+    under that name. The server reads a model's ``config.json`` alone, never its weights."""
+
     gate: GateLimits
     """Limits of the gate in front of it."""
 
@@ -126,6 +130,10 @@ listen: {_quoted(listen)}
 # Where Flower's SuperLink listens, on 127.0.0.1 alone. It asks for no login: let no other account use this
 # machine.
 superlink_port: {superlink_port}
+
+# Where base models are on this machine, if a run's model.name does not say it, such as
+# lung-base: /srv/models/lung-base
+models: {{}}
 
 # What one site may ask of the gate.
 gate:

@@ -15,7 +15,7 @@ from fedtune.coordinator.wanted import WantedRun
 from fedtune.errors import RunError
 from fedtune.federation.bundle import installed_bundle
 from fedtune.federation.server import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY, VERSION_KEY
-from fedtune.observability.events import RunFinished, RunStarted, read_events
+from fedtune.observability.events import Event, RunFinished, read_events
 
 __all__ = ["Submission"]
 
@@ -44,7 +44,7 @@ class Submission:
     reason: str = ""
     restarts: int = 0
     _flower_run: int | None = None
-    _sessions_before: int = 0
+    _events_before: int = 0
     _not_before: float = field(default_factory=time.monotonic)
 
     @property
@@ -102,7 +102,7 @@ class Submission:
 
     def _submit(self, control: Control, sites: int) -> None:
         bundle = installed_bundle()
-        self._sessions_before = self._sessions()
+        self._events_before = len(self._events())
         self._flower_run = control.start_run(
             bundle.content,
             bundle.sha256,
@@ -130,18 +130,12 @@ class Submission:
     def _own_ending(self) -> tuple[RunState, str] | None:
         """Return how the present session says that the run ended; None if it says nothing."""
         events = self._events()
-        if self._sessions() <= self._sessions_before or not events:
-            return None
-        last = events[-1]
-        if not isinstance(last, RunFinished):
+        if len(events) <= self._events_before or not isinstance(last := events[-1], RunFinished):
             return None
         return ("completed", "") if last.status == "completed" else ("failed", last.reason or "")
 
-    def _sessions(self) -> int:
-        return sum(isinstance(event, RunStarted) for event in self._events())
-
-    def _events(self) -> list[object]:
+    def _events(self) -> list[Event]:
         try:
-            return list(read_events(self.folder / "rounds.jsonl"))
+            return read_events(self.folder / "rounds.jsonl")
         except RunError:
             return []

@@ -161,6 +161,7 @@ class Federation:
                 name=hello.site,
                 train_examples=hello.train_examples,
                 held_out_examples=hello.held_out_examples,
+                version=hello.version,
             )
             for hello in hellos
         )

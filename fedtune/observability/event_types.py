@@ -108,6 +108,8 @@ class SiteSize:
     name: str
     train_examples: Count | None
     held_out_examples: Count | None
+    version: str | None = None
+    """Of fedtune at the site; null in logs that were written before it was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -27,7 +27,9 @@ from fedtune.federation.bundle import write_bundle
 from fedtune.federation.processes import environment, free_ports, listens, script, spawn, stopped_at_the_end
 from fedtune.federation.server import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY
 from fedtune.models.hardware import physical_cores
-from fedtune.observability.events import Event, RoundFinished, RunFinished, Split, parse_event
+from fedtune.observability.event_tail import EventTail
+from fedtune.observability.events import Event, RunFinished, Split
+from fedtune.observability.run_directory import events_path
 
 __all__ = ["require_ray", "run_on_ray"]
 
@@ -87,7 +89,7 @@ def run_on_ray(
         encoding="utf-8",
     )
     env = environment(home) | QUIET_RAY
-    log, events = home / "flower.log", _Tail(folder / "rounds.jsonl", observers)
+    log, events = home / "flower.log", EventTail.at_end(events_path(folder), observers)
     with log.open("wb") as output, _superlink(home, env, output) as connection:
         cores = physical_cores()
         engine = (
@@ -117,29 +119,6 @@ def run_on_ray(
             )
         )
     shutil.rmtree(home, ignore_errors=True)
-
-
-class _Tail:
-    """Follows an event log that another process writes."""
-
-    def __init__(self, path: Path, observers: Sequence[Callable[[Event], None]]) -> None:
-        self._path, self._observers = path, observers
-        self._offset = path.stat().st_size
-        self.last: Event | None = None
-        self.finished_rounds = 0
-
-    def read(self) -> None:
-        with self._path.open("rb") as log:
-            log.seek(self._offset)
-            lines = log.read()
-        whole = lines[: lines.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
-            self.last = event = parse_event(line, where=str(self._path))
-            if isinstance(event, RoundFinished):
-                self.finished_rounds = event.round
-            for observer in self._observers:
-                observer(event)
 
 
 def _split_json(split: Split | None) -> str:

@@ -1,0 +1,37 @@
+"""``fedtune client``: a site's side of a deployment."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+
+__all__ = ["run"]
+
+_MODULES = {
+    "init": "client_setup",
+    "join": "client_setup",
+    "start": "client_start",
+    "status": "client_status",
+    "approve": "client_operator",
+    "pause": "client_operator",
+    "resume": "client_operator",
+    "leave": "client_operator",
+    "stop": "client_operator",
+    "audit": "client_audit",
+}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command below ``client``.
+
+    Returns:
+        Its exit code.
+
+    Raises:
+        FedtuneError: As the command's own module says.
+    """
+    name = arguments.client_command
+    module = importlib.import_module(f"fedtune.commands.{_MODULES[name]}")
+    command: Callable[[argparse.Namespace], int] = getattr(module, f"run_{name}")
+    return command(arguments)
