@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from fedtune.config.schema import Config
+from collections.abc import Iterable
 
-__all__ = ["clip_bound"]
+from fedtune.config.schema import Config, UpdatesConfig
+
+__all__ = ["clip_bound", "quantized_sizes", "update_bytes"]
+
+_SCALE_BYTES = 4
 
 
 def clip_bound(config: Config) -> float:
@@ -12,3 +16,33 @@ def clip_bound(config: Config) -> float:
     if config.secagg.clip_bound is not None:
         return config.secagg.clip_bound
     return config.training.learning_rate * config.training.steps_per_round
+
+
+def quantized_sizes(updates: UpdatesConfig, values: int) -> tuple[int, int]:
+    """Return how many bytes of integers and how many scales a quantized tensor takes.
+
+    Args:
+        updates: With a quantization other than ``none``.
+        values: Number of the tensor's values n.
+
+    Returns:
+        n bytes for ``int8``, ceil(n / 2) for ``int4``; and ceil(n / block_size) scales.
+    """
+    code_bytes = values if updates.quantization == "int8" else -(-values // 2)
+    return code_bytes, -(-values // updates.block_size)
+
+
+def update_bytes(config: Config, sizes: Iterable[int], *, itemsize: int) -> int:
+    """Return the bytes of an update's values as they travel, names and headers left out.
+
+    Args:
+        config: The whole configuration.
+        sizes: Number of values of each tensor that travels.
+        itemsize: Bytes of a value as the adapter is held.
+    """
+    if config.secagg.enabled:
+        return sum(sizes) * config.secagg.ring_bits // 8
+    if config.updates.quantization == "none":
+        return sum(sizes) * itemsize
+    quantized = (quantized_sizes(config.updates, values) for values in sizes)
+    return sum(code_bytes + _SCALE_BYTES * scales for code_bytes, scales in quantized)

@@ -24,6 +24,7 @@ GROUPS = (
     "partition",
     "peft",
     "training",
+    "updates",
     "aggregation",
     "federation",
     "secagg",

@@ -266,6 +266,32 @@ def _secagg(config: Config) -> Iterator[Finding]:
         )
 
 
+def _updates(config: Config) -> Iterator[Finding]:
+    updates = config.updates
+    if updates.quantization == "none":
+        if updates.error_feedback:
+            yield (
+                "updates.error_feedback has nothing to feed back: updates.quantization is none",
+                "updates.error_feedback, updates.quantization",
+                "set updates.error_feedback=false, or updates=int8",
+            )
+        return
+    if config.secagg.enabled:
+        yield (
+            f"updates.quantization={updates.quantization} gives each site scales of its own, and masked "
+            "updates can only be summed on one grid that all share",
+            "updates.quantization, secagg.enabled",
+            "set updates=exact and secagg.ring_bits=16, which sends half the bytes, or secagg=off",
+        )
+    if config.model.compute_dtype == "float64":
+        yield (
+            f"updates.quantization={updates.quantization} takes updates of 32 bits, and model.compute_dtype "
+            "is float64",
+            "updates.quantization, model.compute_dtype",
+            "set updates=exact, or model.compute_dtype=float32",
+        )
+
+
 def _metrics(config: Config) -> Iterator[Finding]:
     weighting, metrics = config.aggregation.weighting, config.federation.metrics
     if weighting != "uniform" and weighting not in metrics and not config.secagg.enabled:
@@ -339,6 +365,7 @@ _RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _cohort,
     _metrics,
     _secagg,
+    _updates,
     _backend,
     _deployment,
 )

@@ -25,6 +25,7 @@ __all__ = [
     "PeftConfig",
     "SecAggConfig",
     "TrainingConfig",
+    "UpdatesConfig",
 ]
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
@@ -198,6 +199,20 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class UpdatesConfig:
+    quantization: Literal["none", "int8", "int4"]
+    """How a site's update travels where it is not masked: as it is, or as integers of 8 or 4 bits with a
+    32-bit scale for each block."""
+
+    block_size: Literal[16, 32, 64, 128, 256, 512, 1024]
+    """Values that share a scale; small blocks keep an outlier's harm small, large ones save bytes."""
+
+    error_feedback: bool
+    """Add what rounding left out to the site's next update; it lies on the site's disk, once the adapter's
+    size for each of three rounds, and never leaves it otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class AggregationConfig:
     method: Name
     """``fedavg``, ``ffa``, ``alternating``, or the name of an installed ``fedtune.aggregators``
@@ -321,6 +336,7 @@ class Config:
     partition: PartitionConfig
     peft: PeftConfig
     training: TrainingConfig
+    updates: UpdatesConfig
     aggregation: AggregationConfig
     federation: FederationConfig
     secagg: SecAggConfig

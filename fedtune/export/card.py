@@ -121,11 +121,21 @@ def _method(summary: Mapping[str, Any], config: Config) -> str:
             f"{training.steps_per_round} steps a round of {training.examples_per_step} examples, "
             f"{training.optimizer}, learning rate {training.learning_rate:g}, {training.decay} decay",
         ),
+        *_quantization(config),
         ("sent by a client in a round, mean", _mebibytes(summary["uplink_bytes"])),
         ("rounds under secure aggregation, opened / burnt", f"{summary['secure_rounds']} / {burnt}"),
         ("tokens computed in training", _number(summary["tokens"], ",")),
     ]
     return "## Method\n\n" + _table(("", ""), rows)
+
+
+def _quantization(config: Config) -> list[tuple[str, str]]:
+    updates = config.updates
+    if updates.quantization == "none":
+        return []
+    feedback = "with" if updates.error_feedback else "without"
+    how = f"{updates.quantization}, a scale for {updates.block_size} values, {feedback} error feedback"
+    return [("updates on the wire", how)]
 
 
 def _sites(summary: Mapping[str, Any]) -> str:

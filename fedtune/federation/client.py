@@ -20,6 +20,7 @@ from fedtune.data.tokenize import TokenizedExample
 from fedtune.errors import DataError, FedtuneError, Problem, SecureAggregationError, TrainingError
 from fedtune.evaluation.loss import held_out_loss
 from fedtune.federation.optimizer_memory import OptimizerMemory
+from fedtune.federation.residual_memory import ResidualMemory
 from fedtune.federation.site import Site, WalkPosition
 from fedtune.federation.wire import (
     PROTOCOL,
@@ -42,6 +43,7 @@ from fedtune.models.hardware import release_memory, set_threads
 from fedtune.training.train import train
 from fedtune.training.walk import examples_for_round
 from fedtune.updates.codec import from_arrays, to_arrays
+from fedtune.updates.encode import Encoded, encode
 from fedtune.updates.protect import Protected, protect
 
 __all__ = ["build_client_app"]
@@ -146,8 +148,9 @@ def _train(message: Message, site: Site) -> Message:
     secure = site.secure
     if secure is None:
         reply, update = _fit(request, site, model, adapter, steps)
+        encoded = _encoded(request, site, update)
         position.advance(request.round, walk.end)
-        return Message(content(reply, to_arrays(update)), reply_to=message)
+        return Message(content(reply, to_arrays(encoded)), reply_to=message)
     frame = frame_of(message)
     secure.admit(request, adapter, site.config, model.spec)
     rows = [row for step in steps for row in step]
@@ -201,6 +204,17 @@ def _fit(
     if result.moments is not None:
         memory.keep(request.round, result.moments)
     return reply, update
+
+
+def _encoded(request: TrainRequest, site: Site, update: Protected) -> Encoded:
+    """Encode an update as it travels without a mask; what that leaves out is kept for a later round."""
+    updates = site.config.updates
+    if not updates.error_feedback:
+        return encode(update, updates)[0]
+    memory = ResidualMemory(site.state_dir, site.name)
+    encoded, residual = encode(update, updates, memory.before(request.round))
+    memory.keep(request.round, residual)
+    return encoded
 
 
 def _held(request: TrainRequest, site: Site) -> TrainReply:

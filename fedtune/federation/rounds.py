@@ -50,7 +50,8 @@ from fedtune.observability.events import (
 from fedtune.observability.run_directory import RunDirectory
 from fedtune.secagg.promise import promise
 from fedtune.training.delta import Delta
-from fedtune.updates.codec import from_arrays, to_arrays, wire_bytes
+from fedtune.updates.codec import to_arrays, wire_bytes
+from fedtune.updates.decode import decode
 
 __all__ = ["Federation"]
 
@@ -256,7 +257,7 @@ class Federation:
             where = f"round {request.round}, client {name}"
             record = arrays_of(message)
             weight = self._weight(reply)
-            delta = Delta(tensors=from_arrays(record, self.spec, request.factors, where=where))
+            delta = decode(record, self.spec, request.factors, self.config.updates, where=where)
             plain.take(name, delta, weight)
             self._trained(name, reply, weight=weight, up=wire_bytes(record), down=sent_bytes, norm=delta.norm)
 

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from fedtune.config.derived import update_bytes
 from fedtune.config.schema import Config
 from fedtune.models.adapted import adapter_spec
 from fedtune.models.adapter import FACTORS, AdapterSpec, Factor
@@ -71,7 +72,7 @@ class Estimate:
         activations_mib: What the forward pass keeps for the backward one, and the logits.
         loading_mib: The most that loading takes; counts where it is more than training.
         libraries_mib: What this process held when it was asked: torch, transformers and the like.
-        uplink_bytes: From a client to the server, mean over the rounds.
+        uplink_bytes: From a client to the server, masked or quantized as configured; mean over the rounds.
         downlink_bytes: From the server to a client, each round.
     """
 
@@ -122,7 +123,7 @@ def estimate(config: Config) -> Estimate:
     parameters = base + _ADAPTER_COPIES * spec.nbytes() + spec.nbytes()
     itemsize = 8 if spec.dtype == "float64" else 4
     state_bytes = 2 if config.training.optimizer == "adamw8bit" else 2 * itemsize
-    sent = config.secagg.ring_bits // 8 if config.secagg.enabled else itemsize
+    trained_sizes = [[prod(spec.shapes[name]) for name in spec.names(factors)] for factors in schedule]
     proximal = trained * itemsize if config.training.proximal_mu > 0 else 0
     return Estimate(
         device=device,
@@ -136,7 +137,8 @@ def estimate(config: Config) -> Estimate:
         / _MIB,
         loading_mib=_loading_bytes(config, bare, base) / _MIB,
         libraries_mib=psutil.Process().memory_info().rss / _MIB,
-        uplink_bytes=sum(spec.parameters(factors) for factors in schedule) * sent // len(schedule),
+        uplink_bytes=sum(update_bytes(config, sizes, itemsize=itemsize) for sizes in trained_sizes)
+        // len(schedule),
         downlink_bytes=spec.nbytes(),
     )
 

@@ -16,6 +16,7 @@ from fedtune.config.compose import compose
 from fedtune.config.schema import Config
 from fedtune.federation.client import build_client_app
 from fedtune.federation.optimizer_memory import OptimizerMemory
+from fedtune.federation.residual_memory import ResidualMemory
 from fedtune.federation.server import run_federation
 from fedtune.federation.session import RunSession
 from fedtune.observability.events import Event, StepProgress, effective_events, read_events
@@ -101,7 +102,8 @@ def simulate(overrides: Sequence[str] = (), *, observers: Sequence[Observer] = (
         simulation.enrol()
         simulation.federate()
         simulation.compare_and_sample()
-    OptimizerMemory.forget(path / "sites")
+    for memory in (OptimizerMemory, ResidualMemory):
+        memory.forget(path / "sites")
     return Run(path=path, config=config)
 
 

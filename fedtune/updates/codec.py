@@ -5,13 +5,13 @@ None of it is believed. What is expected is known beforehand, from the `AdapterS
 instead of interpreting: the header is matched by a regular expression, never evaluated; a type of Python
 objects is refused as any other wrong type, and there is no unpickler in this path.
 
-Guarantees of `from_arrays`:
+Guarantees of `from_arrays` and `arrays_exactly`:
 
-* It returns exactly the expected names, each array C-contiguous, writable, owned by the caller, of the
-  spec's shape and dtype, all values finite. Nothing is broadcast, cast or transposed.
+* They return exactly the expected names, each array C-contiguous, writable, owned by the caller, of the
+  expected shape and dtype, all values finite. Nothing is broadcast, cast or transposed.
 * Anything else is an `UpdateError`, whatever the bytes are, with every problem found.
-* It allocates no more than the spec's own size: lengths are compared before a byte is copied, and a header's
-  claims reserve nothing.
+* It allocates no more than what is expected takes: lengths are compared before a byte is copied, and a
+  header's claims reserve nothing.
 
 A problem's text shows what was received, shortened and with control characters escaped.
 """
@@ -29,10 +29,10 @@ from flwr.app import Array, ArrayRecord
 
 from fedtune.errors import Problem, UpdateError
 from fedtune.models.adapter import Adapter, AdapterSpec, Factor
+from fedtune.updates.encode import Encoded
 from fedtune.updates.problems import capped, not_finite, shown
-from fedtune.updates.protect import Protected
 
-__all__ = ["from_arrays", "to_arrays", "wire_bytes"]
+__all__ = ["Layout", "arrays_exactly", "from_arrays", "to_arrays", "wire_bytes"]
 
 _STYPE = "numpy.ndarray"
 _MAGIC = b"\x93NUMPY\x01\x00"
@@ -43,15 +43,29 @@ _HEADER = re.compile(
     rb"'shape': \((?P<shape>(?:[0-9]{1,18}(?:, [0-9]{1,18})*,?)?)\), \} *\n"
 )
 _SAME_RELEASE = (
-    "install the same fedtune on the server and on every site, with the same model and peft settings"
+    "install the same fedtune on the server and on every site, with the same model, peft and updates settings"
 )
 
 
-def to_arrays(payload: Protected | Adapter) -> ArrayRecord:
-    """Encode what may travel: a protected delta to the server, or the global adapter to a site.
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What an array must be.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its type, of either byte order; on the wire it is little-endian.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def to_arrays(payload: Encoded | Adapter) -> ArrayRecord:
+    """Pack what may travel: an encoded update to the server, or the global adapter to a site.
 
     Args:
-        payload: A `Protected`, or an adapter as a plain dict. A bare `Delta` is refused: see `protect`.
+        payload: An `Encoded`, or an adapter as a plain dict. A bare `Delta` is refused, and so is a
+            `Protected`: see `fedtune.updates.protect` and `fedtune.updates.encode`.
 
     Returns:
         One array for each tensor in the order given; little-endian and C-ordered on every machine.
@@ -59,12 +73,12 @@ def to_arrays(payload: Protected | Adapter) -> ArrayRecord:
     Raises:
         TypeError: The payload is neither.
     """
-    if isinstance(payload, Protected):
+    if isinstance(payload, Encoded):
         tensors: Mapping[str, np.ndarray[Any, Any]] = payload.tensors
     elif isinstance(payload, dict):
         tensors = payload
     else:
-        raise TypeError(f"only a Protected or an adapter may travel, got {type(payload).__name__}")
+        raise TypeError(f"only an Encoded or an adapter may travel, got {type(payload).__name__}")
     return ArrayRecord({name: Array(_little_endian(tensor)) for name, tensor in tensors.items()})
 
 
@@ -86,8 +100,29 @@ def from_arrays(
         UpdateError: FT501 names, FT502 shape, FT503 dtype, FT504 values not finite, FT505 bytes that are not
             one plain array of the expected length. At most 20 problems of a code are listed, then counted.
     """
-    decoded: Adapter = {}
-    problems = capped(_decode(record, spec, factors, where, decoded))
+    dtype = np.dtype(spec.dtype)
+    layouts = {name: Layout(shape=spec.shapes[name], dtype=dtype) for name in spec.names(factors)}
+    return arrays_exactly(record, layouts, where=where)
+
+
+def arrays_exactly(
+    record: ArrayRecord, layouts: Mapping[str, Layout], *, where: str
+) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """Decode arrays that another machine sent, if they are exactly those laid out.
+
+    Args:
+        record: What arrived.
+        layouts: Name to what the array must be.
+        where: As in `from_arrays`.
+
+    Returns:
+        New arrays in the order of the layouts.
+
+    Raises:
+        UpdateError: As `from_arrays`.
+    """
+    decoded: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
+    problems = capped(_decode(record, layouts, where, decoded))
     if problems:
         raise UpdateError(problems)
     return decoded
@@ -114,17 +149,18 @@ class _Expected:
 
 
 def _decode(
-    record: ArrayRecord, spec: AdapterSpec, factors: Collection[Factor], where: str, decoded: Adapter
+    record: ArrayRecord,
+    layouts: Mapping[str, Layout],
+    where: str,
+    decoded: dict[str, np.ndarray[Any, np.dtype[Any]]],
 ) -> Iterator[Problem]:
     """Fill ``decoded`` and yield what is wrong, one at a time: a flood of problems is counted, not stored."""
-    yield from _problems_of_names(record, spec.names(factors), where)
-    for name in spec.names(factors):
+    yield from _problems_of_names(record, tuple(layouts), where)
+    for name, layout in layouts.items():
         if name not in record:
             continue
         array = record[name]
-        expected = _Expected(
-            shape=spec.shapes[name], dtype=np.dtype(spec.dtype), where=f"{where}, tensor {shown(name)}"
-        )
+        expected = _Expected(shape=layout.shape, dtype=layout.dtype, where=f"{where}, tensor {shown(name)}")
         # Where the claims are wrong already, the bytes would only say the same again.
         found = list(_problems_of_claims(array, expected)) or list(_problems_of_bytes(array.data, expected))
         if found:
@@ -218,7 +254,7 @@ def _wrong_shape(got: str, expected: _Expected) -> Problem:
         code="FT502",
         what=f"the shape is {got}, expected {expected.shape}",
         where=expected.where,
-        fix="use the same base model, peft.rank and peft.target_modules on the server and on every site",
+        fix="use the same base model, peft.rank, peft.target_modules and updates on the server and the sites",
     )
 
 
@@ -227,7 +263,7 @@ def _wrong_dtype(got: str, expected: _Expected) -> Problem:
         code="FT503",
         what=f"the dtype is {got}, expected {expected.dtype.name!r}",
         where=expected.where,
-        fix="adapters travel as float32, or as float64 where model.compute_dtype=float64: set it alike",
+        fix="use the same model.compute_dtype and updates.quantization on the server and on every site",
     )
 
 

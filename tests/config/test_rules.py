@@ -97,6 +97,26 @@ IMPOSSIBLE = [
         ["secagg=on", "federation.clients_per_round=4", "secagg.k_min=4"],
     ),
     (
+        ["secagg=on", "updates=int8"],
+        "updates.quantization=int8 gives each site scales of its own",
+        ["updates=exact", "secagg.ring_bits=16"],
+    ),
+    (
+        ["secagg=on", "updates=int4"],
+        "masked updates can only be summed on one grid that all share",
+        ["secagg=off"],
+    ),
+    (
+        ["updates.error_feedback=true"],
+        "updates.error_feedback has nothing to feed back",
+        ["updates=int8"],
+    ),
+    (
+        ["updates=int4", "model.compute_dtype=float64", "model.quantization=none"],
+        "updates.quantization=int4 takes updates of 32 bits",
+        ["updates=exact"],
+    ),
+    (
         ["federation.metrics=[held_out_loss]"],
         "federation.metrics does not let sites say it",
         ["federation.metrics=[held_out_loss]", "aggregation.weighting=uniform"],
@@ -140,6 +160,7 @@ def test_the_nearest_possible_combination_is_possible(
         ["model.compute_dtype=float16"],
         ["resume=true", "name=demo", "baselines=[local]"],
         ["peft.target_modules=[q_proj]"],
+        ["updates=int4", "updates.block_size=1024", "updates.error_feedback=false"],
     ],
     ids=" ".join,
 )

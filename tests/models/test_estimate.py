@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.model_settings import model_config, peft_config
 from support.tiny_model import make_tiny_model
@@ -14,6 +15,9 @@ from fedtune.config.schema import Config
 from fedtune.errors import ModelError
 from fedtune.models.adapted import adapter_spec, load_adapted_model
 from fedtune.models.estimate import SCHEDULES, Estimate, estimate
+from fedtune.training.delta import Delta
+from fedtune.updates.encode import encode
+from fedtune.updates.protect import protect
 
 
 def config(folder: Path, *, training: dict[str, Any] | None = None, **changes: Any) -> Config:
@@ -24,6 +28,7 @@ def config(folder: Path, *, training: dict[str, Any] | None = None, **changes: A
         peft=peft_config(**changes.pop("peft", {})),
         aggregation=replace(base.aggregation, **changes.pop("aggregation", {})),
         secagg=replace(base.secagg, **changes.pop("secagg", {})),
+        updates=replace(base.updates, **changes.pop("updates", {})),
         training=replace(base.training, **(training or {})),
     )
 
@@ -82,6 +87,28 @@ def test_traffic_is_the_trained_factors_up_and_the_adapter_down(tiny_model_dir: 
     masked = of(tiny_model_dir, secagg={"enabled": True, "ring_bits": 16})
     assert masked.uplink_bytes == spec.parameters() * 2
     assert alternating.downlink_bytes == spec.nbytes()
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("int4", 4)])
+@pytest.mark.parametrize("method", ["fedavg", "ffa", "alternating"])
+def test_traffic_of_quantized_updates_is_what_the_encoder_makes(
+    tiny_model_dir: Path, kind: str, bits: int, method: str
+) -> None:
+    updates = {"quantization": kind, "block_size": 64}
+    settings = config(tiny_model_dir, aggregation={"method": method}, updates=updates)
+    spec = adapter_spec(settings.model, settings.peft)
+    rounds = []
+    for round_number in (1, 2):
+        factors = aggregator(settings.aggregation).factors(round_number)
+        delta = Delta(tensors={name: np.ones(spec.shapes[name], "float32") for name in spec.names(factors)})
+        encoded, _ = encode(protect(delta), settings.updates)
+        rounds.append(sum(array.nbytes for array in encoded.tensors.values()))
+    found = of(tiny_model_dir, aggregation={"method": method}, updates=updates)
+    assert found.uplink_bytes == sum(rounds) // 2
+    trained = of(tiny_model_dir, aggregation={"method": method}).uplink_bytes // 4
+    # Tensors of 64 values and more: a scale for each 64, and little beside it.
+    assert found.uplink_bytes == pytest.approx(trained * (bits / 8 + 4 / 64), rel=0.05)
+    assert found.downlink_bytes == spec.nbytes()
 
 
 def test_each_setting_moves_its_own_part(tiny_model_dir: Path) -> None:

@@ -59,9 +59,11 @@ def test_only_protect_makes_a_protected() -> None:
         Protected(tensors=random_delta(SPEC, 1).tensors)
 
 
-@pytest.mark.parametrize("payload", [random_delta(SPEC, 1), random_delta(SPEC, 1).tensors])
-def test_an_unprotected_delta_cannot_become_a_message(payload: Any) -> None:
-    with pytest.raises(TypeError, match="only a Protected or an adapter may travel"):
+@pytest.mark.parametrize(
+    "payload", [random_delta(SPEC, 1), random_delta(SPEC, 1).tensors, protect(random_delta(SPEC, 1))]
+)
+def test_a_delta_that_is_not_protected_and_encoded_cannot_become_a_message(payload: Any) -> None:
+    with pytest.raises(TypeError, match="only an Encoded or an adapter may travel"):
         to_arrays(payload)
 
 
