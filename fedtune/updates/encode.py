@@ -10,7 +10,8 @@ sent is the sum of the deltas less the last e, but for the rounding of one float
 
 A quantized update is two arrays, whatever the number of tensors: ``codes`` and ``scales``, each the tensors'
 one after the other in the order of their names. Flower moves every array by itself, with a name, a header and
-requests of its own: for the hundreds of tensors of an adapter, a tenth of what is left, and many round trips.
+requests of its own. For the 420 tensors of the demo's adapter in 4 bits, two arrays a tensor would be 15 %
+more bytes, and 1,681 requests instead of 5.
 """
 
 from __future__ import annotations
