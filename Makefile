@@ -40,7 +40,7 @@ $(BIN)/python $(BUNDLE_VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "fedtune needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
 	  exit 1; }
-	@$(PYTHON) -m venv $(@:/bin/python=)
+	@$(PYTHON) -m venv $(dir $(@D))
 
 # A stamp is touched last: an installation that was interrupted is done again.
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python

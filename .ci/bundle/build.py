@@ -103,20 +103,21 @@ def gather(wheels: Path, extras: Sequence[str], environment: Mapping[str, str]) 
         source.unlink()
 
 
-def make_bundle(dist: Path, extras: Sequence[str], epoch: int) -> Path:
-    """Make the bundle's folder and its tar file.
+def finish(folder: Path, extras: Sequence[str], epoch: int) -> Path:
+    """Put everything else beside the wheels of a folder, rename it to the bundle, and pack that.
+
+    Args:
+        folder: Has the wheels in `wheels`, and nothing else.
+        extras: Extras of fedtune that they are for.
+        epoch: Time that all files get, in seconds since 1970.
 
     Returns:
-        The tar file.
+        The tar file, beside the folder.
     """
-    partial = dist / ".offline.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "wheels").mkdir(parents=True)
-    gather(partial / "wheels", extras, os.environ | {"SOURCE_DATE_EPOCH": str(epoch)})
-    wheels = sorted(map(read_wheel, (partial / "wheels").iterdir()), key=lambda wheel: wheel.name)
+    wheels = sorted(map(read_wheel, (folder / "wheels").iterdir()), key=lambda wheel: wheel.name)
     (version,) = (wheel.version for wheel in wheels if wheel.name == "fedtune")
-    (partial / "requirements.lock").write_text(lock(wheels, extras), encoding="utf-8")
-    (partial / "sbom.cdx.json").write_text(bill_of_materials(wheels, extras, epoch), encoding="utf-8")
+    (folder / "requirements.lock").write_text(lock(wheels, extras), encoding="utf-8")
+    (folder / "sbom.cdx.json").write_text(bill_of_materials(wheels, extras, epoch), encoding="utf-8")
     values = {
         "VERSION": version,
         "PYTHON": f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -127,19 +128,19 @@ def make_bundle(dist: Path, extras: Sequence[str], epoch: int) -> Path:
     }
     for name in TEMPLATES:
         text = (Path(__file__).parent / name).read_text(encoding="utf-8")
-        (partial / name).write_text(fill(text, values), encoding="utf-8")
+        (folder / name).write_text(fill(text, values), encoding="utf-8")
     for source in sorted(path for pattern in BESIDE for path in ROOT.glob(pattern)):
-        target = partial / source.relative_to(ROOT)
+        target = folder / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    (partial / SUMS).write_text(sums(partial), encoding="utf-8")
-    settle(partial, epoch)
-    folder = dist / f"fedtune-{version}-offline"
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    tar = dist / f"{folder.name}.tar"
-    pack(folder, tar)
-    (dist / f"{tar.name}.sha256").write_text(f"{sha256(tar)}  {tar.name}\n", encoding="utf-8")
+    (folder / SUMS).write_text(sums(folder), encoding="utf-8")
+    settle(folder, epoch)
+    bundle = folder.with_name(f"fedtune-{version}-offline")
+    shutil.rmtree(bundle, ignore_errors=True)
+    folder.rename(bundle)
+    tar = bundle.with_name(f"{bundle.name}.tar")
+    pack(bundle, tar)
+    tar.with_name(f"{tar.name}.sha256").write_text(f"{sha256(tar)}  {tar.name}\n", encoding="utf-8")
     return tar
 
 
@@ -162,7 +163,12 @@ def main() -> None:
     parser.add_argument("--extras", default="", help="extras of fedtune, with commas between them")
     arguments = parser.parse_args()
     extras = sorted({str(canonicalize_name(each)) for each in arguments.extras.split(",") if each})
-    tar = make_bundle(arguments.dist, extras, source_date())
+    epoch = source_date()
+    partial = arguments.dist / ".offline.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "wheels").mkdir(parents=True)
+    gather(partial / "wheels", extras, os.environ | {"SOURCE_DATE_EPOCH": str(epoch)})
+    tar = finish(partial, extras, epoch)
     print(f"{tar}  {tar.stat().st_size / 1e6:,.0f} MB\nSHA-256  {sha256(tar)}")
 
 

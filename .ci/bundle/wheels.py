@@ -121,6 +121,7 @@ def bill_of_materials(wheels: Sequence[Wheel], extras: Sequence[str], epoch: int
     from cyclonedx.model import HashAlgorithm, HashType  # noqa: PLC0415
     from cyclonedx.model.bom import Bom, BomMetaData  # noqa: PLC0415
     from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415
+    from cyclonedx.model.license import LicenseAcknowledgement  # noqa: PLC0415
     from cyclonedx.output import make_outputter  # noqa: PLC0415
     from cyclonedx.schema import OutputFormat, SchemaVersion  # noqa: PLC0415
     from cyclonedx.validation.json import JsonStrictValidator  # noqa: PLC0415
@@ -128,7 +129,7 @@ def bill_of_materials(wheels: Sequence[Wheel], extras: Sequence[str], epoch: int
 
     def component(wheel: Wheel) -> Component:
         purl = PackageURL("pypi", None, wheel.name, wheel.version)
-        licence = declared_licence(wheel.metadata)
+        licence, declared = declared_licence(wheel.metadata), LicenseAcknowledgement.DECLARED
         return Component(
             type=ComponentType.APPLICATION if wheel.name == "fedtune" else ComponentType.LIBRARY,
             name=wheel.name,
@@ -137,7 +138,9 @@ def bill_of_materials(wheels: Sequence[Wheel], extras: Sequence[str], epoch: int
             purl=purl,
             description=wheel.metadata.get("summary"),
             hashes=[HashType(alg=HashAlgorithm.SHA_256, content=wheel.sha256)],
-            licenses=[LicenseFactory().make_from_string(licence)] if licence else [],
+            licenses=[LicenseFactory().make_from_string(licence, license_acknowledgement=declared)]
+            if licence
+            else [],
         )
 
     components = {wheel.name: component(wheel) for wheel in wheels}

