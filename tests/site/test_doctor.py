@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from fedtune.config.compose import compose
+from fedtune.errors import ModelError, Problem
 from fedtune.site import doctor, machine, software
 from fedtune.site.findings import Check, Finding, failed, ok
 
@@ -50,6 +51,16 @@ def test_every_finding_says_something_and_every_trouble_has_a_fix(checks: dict[s
         assert len(check.finding) > 3
         assert (check.fix is None) == (check.status == "ok")
         assert (check.code is not None) == (check.status == "failed")
+
+
+def test_a_machine_without_the_demos_model_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> Finding:
+        raise ModelError(Problem(code="FT301", what="no model", where="here", fix="install it"))
+
+    monkeypatch.setattr(machine, "memory", missing)
+    monkeypatch.setattr("fedtune.models.resolve.resolve", missing)
+    made = {check.name: check for check in doctor._for_demo(compose(["experiment=demo"]))}
+    assert {made[name].status for name in ("demo model", "memory")} == {"warning"}
 
 
 def test_quantization_is_really_tried(checks: dict[str, Check]) -> None:
