@@ -84,7 +84,7 @@ def needs(wheels: Sequence[Wheel], extras: Sequence[str]) -> dict[str, set[str]]
 
 def glibc(wheels: Iterable[Wheel]) -> tuple[int, ...]:
     """Return the oldest glibc that all wheels run with, this machine's for one that was compiled here."""
-    needed = [(2, 17)]
+    needed: list[tuple[int, ...]] = [(2, 17)]
     here = tuple(map(int, re.findall(r"\d+", platform.libc_ver()[1])[:2]))
     for wheel in wheels:
         suits: list[tuple[int, ...]] = []
