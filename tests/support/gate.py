@@ -7,7 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,18 @@ from support.enrolment import Coordinator
 from fedtune.coordinator.gate.server import Gate
 from fedtune.coordinator.gate.settings import GateSettings
 
-__all__ = ["NOWHERE", "Seen", "StandIn", "certified", "gate_settings", "serving", "talk", "trusting"]
+__all__ = [
+    "NOWHERE",
+    "Seen",
+    "StandIn",
+    "certified",
+    "client_of",
+    "gate_settings",
+    "mortal",
+    "serving",
+    "talk",
+    "trusting",
+]
 
 NOWHERE = "127.0.0.1:1"
 """A port of loopback where nobody listens."""
@@ -94,6 +105,7 @@ def serving(app: Any, coordinator: Coordinator, port: int = 0) -> Iterator[str]:
         app,
         interface="asgi3",
         http="h11",
+        loop="asyncio",
         ws="none",
         lifespan="off",
         log_config=None,
@@ -117,6 +129,41 @@ def serving(app: Any, coordinator: Coordinator, port: int = 0) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(timeout=20)
+
+
+@contextmanager
+def mortal(coordinator: Coordinator, port: int) -> Iterator[None]:
+    """Answer any request with 200 and no body, until the end cuts every connection as a kill would."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(coordinator.root / "tls" / "hub.pem", coordinator.root / "tls" / "hub.key")
+    there: list[socket.socket] = []
+
+    def serve(plain: socket.socket) -> None:
+        with suppress(OSError), context.wrap_socket(plain, server_side=True) as wire:
+            there.append(wire)
+            heard = b""
+            while more := wire.recv(2**16):
+                heard += more
+                if heard.endswith(b"0\r\n\r\n"):
+                    heard = b""
+                    wire.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    def accept(listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                plain, _ = listening.accept()
+                threading.Thread(target=serve, args=(plain,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", port)) as listening:
+        accepting = threading.Thread(target=accept, args=(listening,), daemon=True)
+        accepting.start()
+        try:
+            yield
+        finally:
+            for each in (listening, *there):
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+            accepting.join(timeout=20)
 
 
 def trusting(coordinator: Coordinator) -> ssl.SSLContext:

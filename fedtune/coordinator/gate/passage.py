@@ -7,6 +7,7 @@ request                               status  the SuperNode
 ====================================  ======  =========================================================
 not a Fleet route                     404     never asks for one
 a body over `max_body_bytes`          413     gives this reply up and says so
+headers over `max_head_bytes`         431     never has so many
 too many requests, too slow a body,   503     tries again, in up to 20 s; 429 and 408, which say the same
 no SuperLink                                  more exactly, would end it
 ====================================  ======  =========================================================
@@ -164,6 +165,10 @@ class Passage:
             if taken.refused == 1:
                 self._peers.say(host, f"too many requests, refused from {_asked(scope)} on")
             return 503
+        head = len(scope["raw_path"]) + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if head > self._settings.max_head_bytes:
+            self._peers.say(host, f"refused {_asked(scope)}: {head} bytes of headers are too many")
+            return 431
         declared = _header(scope["headers"], b"content-length") or b"0"
         number = int(declared) if declared.isdigit() and len(declared) <= _MOST_DIGITS else None
         if number is None or number > self._settings.max_body_bytes:

@@ -58,7 +58,7 @@ class Gate:
     """
 
     def __init__(self, settings: GateSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._meter = TrafficMeter()
         self._thread: threading.Thread | None = None
         self._server: uvicorn.Server | None = None
@@ -76,9 +76,9 @@ class Gate:
         if self._thread is not None:
             raise RuntimeError("a gate is started once")
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each request
-        certificate, upstream = towards_sites(self._settings, utc_now()), towards_superlink(self._settings)
+        certificate, upstream = towards_sites(self.settings, utc_now()), towards_superlink(self.settings)
         self._meter = TrafficMeter(self._earlier())
-        sockets = _listen(self._settings.addresses)
+        sockets = _listen(self.settings.addresses)
         self.addresses = tuple(
             ListenAddress(host=each.getsockname()[0], port=each.getsockname()[1]) for each in sockets
         )
@@ -87,7 +87,7 @@ class Gate:
         self._thread.start()
         self._wait_until_started(self._server, self._thread)
         for address in self.addresses:
-            _LOG.info("sites connect to %s; Fleet requests go on to %s", address, self._settings.superlink)
+            _LOG.info("sites connect to %s; Fleet requests go on to %s", address, self.settings.superlink)
 
     def stop(self) -> None:
         """Take no more connections, give requests 5 s to end, and write the traffic. May be repeated."""
@@ -121,16 +121,16 @@ class Gate:
 
     def _earlier(self) -> Traffic | None:
         """Where counting stopped; a file that cannot be read is no reason to keep sites out."""
-        if self._settings.traffic_file is None:
+        if self.settings.traffic_file is None:
             return None
         try:
-            return read_traffic(self._settings.traffic_file)
+            return read_traffic(self.settings.traffic_file)
         except FederationError as error:
             _LOG.warning("traffic is counted from 0: %s", error.problems[0].what)
             return None
 
     def _uvicorn(self, certificate: ssl.SSLContext, upstream: ssl.SSLContext) -> uvicorn.Server:
-        settings, peers = self._settings, PeerLog.of(self._settings)
+        settings, peers = self.settings, PeerLog.of(self.settings)
         crowd = Crowd(most=settings.max_connections, most_per_peer=settings.max_connections_per_peer)
         self._client = httpx.AsyncClient(
             verify=upstream,
@@ -165,7 +165,7 @@ class Gate:
 
     def _run(self, sockets: list[socket.socket]) -> None:
         try:
-            with asyncio.Runner(loop_factory=partial(_Loop, self._settings.handshake_seconds)) as runner:
+            with asyncio.Runner(loop_factory=partial(_Loop, self.settings.handshake_seconds)) as runner:
                 runner.run(self._serve(sockets))
         except BaseException as error:
             self._died = error
@@ -194,10 +194,10 @@ class Gate:
     def _write_once(self, written: Traffic | None) -> Traffic | None:
         """Write the traffic unless it is as it was; what is in the file then."""
         now = self._meter.snapshot()
-        if self._settings.traffic_file is None or now == written:
+        if self.settings.traffic_file is None or now == written:
             return written
         try:
-            write_traffic(self._settings.traffic_file, now)
+            write_traffic(self.settings.traffic_file, now)
         except FedtuneError as error:
             _LOG.warning("traffic is not written: %s", error.problems[0].what)
             return written
