@@ -191,5 +191,7 @@ def talk(gate: Gate, context: ssl.SSLContext, *pieces: bytes, seconds: float = 1
     return bytes(said)
 
 
-def client_of(gate: Gate, context: ssl.SSLContext) -> httpx.Client:
-    return httpx.Client(verify=context, base_url=f"https://{gate.addresses[0]}", trust_env=False, timeout=10)
+def client_of(gate: Gate, context: ssl.SSLContext, *, host: str | None = None) -> httpx.Client:
+    """A client of a gate, by the address that it listens on unless another is given."""
+    base = f"https://{host}:{gate.addresses[0].port}" if host else f"https://{gate.addresses[0]}"
+    return httpx.Client(verify=context, base_url=base, trust_env=False, timeout=10)
