@@ -5,43 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.gate import TRICKS
 
 from fedtune.coordinator.gate.routes import FLEET_ROUTES, REQUEST_HEADERS, fleet_route, passed_on
-
-TRICKS = [
-    "/v1/fleet/../control/list-runs",
-    "/v1/fleet/%2e%2e/control/list-runs",
-    "/v1/fleet/..%2fcontrol/list-runs",
-    "/v1/fleet/get-run/",
-    "/v1/fleet/get-run;a=b",
-    "/v1/fleet/get-run%20",
-    "/v1/fleet/get-run%00",
-    "/v1/fleet/get-run#x",
-    "/v1/fleet//get-run",
-    "//v1/fleet/get-run",
-    "/./v1/fleet/get-run",
-    "/v1/Fleet/get-run",
-    "/V1/fleet/get-run",
-    "/v1/fleet/GET-RUN",
-    "/v1/fleet%2fget-run",
-    "/v1/fleet\\get-run",
-    "/v1/fle%65t/get-run",
-    "http://127.0.0.1/v1/fleet/get-run",
-    "https://127.0.0.1/v1/control/list-runs",
-    "127.0.0.1:443",
-    "*",
-    "/",
-    "",
-    "/v1/fleet",
-    "/v1/fleet/",
-    "/v1/fleet/unknown",
-    "/v1/control/list-runs",
-    "/v1/runtime/acquire-task",
-    "/v1/responses",
-    "/docs",
-    "/openapi.json",
-    "/health",
-]
 
 HEADERS = [(b"host", b"gate"), (b"content-type", b"application/protobuf")]
 

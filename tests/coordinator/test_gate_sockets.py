@@ -24,6 +24,7 @@ from starlette.responses import Response
 from support.enrolment import Coordinator
 from support.gate import (
     NOWHERE,
+    TRICKS,
     Seen,
     StandIn,
     certified,
@@ -200,6 +201,15 @@ def test_no_second_request_hides_in_the_first(
     assert [seen.body for seen in upstream.seen] == bodies
 
 
+def test_no_trick_with_a_path_reaches_the_superlink(
+    gate: Gate, upstream: StandIn, context: ssl.SSLContext
+) -> None:
+    upstream.seen.clear()
+    for target in TRICKS:
+        assert statuses(talk(gate, context, request(target))) == ([404] if target else [400])
+    assert upstream.seen == []
+
+
 @pytest.mark.parametrize("target", ["/v1/control/start-run", "/v1/runtime/acquire-task", "/docs", "/health"])
 def test_everything_else_gets_an_empty_404_and_one_line(
     gate: Gate,
@@ -212,7 +222,8 @@ def test_everything_else_gets_an_empty_404_and_one_line(
     caplog.set_level(logging.WARNING, "fedtune.coordinator.gate")
     # A gate of its own: the flood of the tests above has used up this peer's lines.
     with Gate(gate.settings) as fresh:
-        said = talk(fresh, context, request(target, close=False, body=b"BODY"))
+        as_another = "x-forwarded-for: 192.0.2.7"
+        said = talk(fresh, context, request(target, as_another, close=False, body=b"BODY"))
     assert said.startswith(b"HTTP/1.1 404 ")
     assert said.endswith(b"\r\n\r\n")
     assert upstream.seen == []

@@ -24,6 +24,7 @@ from fedtune.coordinator.gate.settings import GateSettings
 
 __all__ = [
     "NOWHERE",
+    "TRICKS",
     "Seen",
     "StandIn",
     "certified",
@@ -34,6 +35,42 @@ __all__ = [
     "talk",
     "trusting",
 ]
+
+TRICKS = [
+    "/v1/fleet/../control/list-runs",
+    "/v1/fleet/%2e%2e/control/list-runs",
+    "/v1/fleet/..%2fcontrol/list-runs",
+    "/v1/fleet/get-run/",
+    "/v1/fleet/get-run;a=b",
+    "/v1/fleet/get-run%20",
+    "/v1/fleet/get-run%00",
+    "/v1/fleet/get-run#x",
+    "/v1/fleet//get-run",
+    "//v1/fleet/get-run",
+    "/./v1/fleet/get-run",
+    "/v1/Fleet/get-run",
+    "/V1/fleet/get-run",
+    "/v1/fleet/GET-RUN",
+    "/v1/fleet%2fget-run",
+    "/v1/fleet\\get-run",
+    "/v1/fle%65t/get-run",
+    "http://127.0.0.1/v1/fleet/get-run",
+    "https://127.0.0.1/v1/control/list-runs",
+    "127.0.0.1:443",
+    "*",
+    "/",
+    "",
+    "/v1/fleet",
+    "/v1/fleet/",
+    "/v1/fleet/unknown",
+    "/v1/control/list-runs",
+    "/v1/runtime/acquire-task",
+    "/v1/responses",
+    "/docs",
+    "/openapi.json",
+    "/health",
+]
+"""Paths that are no Fleet route, and that some server or other might take for one or for the Control API."""
 
 NOWHERE = "127.0.0.1:1"
 """A port of loopback where nobody listens."""
