@@ -97,8 +97,24 @@ class StandIn:
 
     answer: Callable[[Seen], Awaitable[Any]] = echo
     seen: list[Seen] = field(default_factory=list)
+    _under_way: int = 0
+
+    def forget(self) -> None:
+        """Forget what came, once all that an earlier test began has ended."""
+        deadline = time.monotonic() + 20
+        while self._under_way:
+            assert time.monotonic() < deadline, "a request does not end"
+            time.sleep(0.01)
+        self.seen.clear()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._under_way += 1
+        try:
+            await self._take(scope, receive, send)
+        finally:
+            self._under_way -= 1
+
+    async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await Request(scope, receive).body()
         except ClientDisconnect:
@@ -211,7 +227,7 @@ def trusting(coordinator: Coordinator) -> ssl.SSLContext:
 
 
 def talk(gate: Gate, context: ssl.SSLContext, *pieces: bytes, seconds: float = 10.0) -> bytes:
-    """Send bytes to a gate as they are, and return all that it says until it ends the connection."""
+    """Send bytes to a gate as they are, and return what it says until it ends or waits for more."""
     address = gate.addresses[0]
     said = bytearray()
     with (
@@ -223,7 +239,7 @@ def talk(gate: Gate, context: ssl.SSLContext, *pieces: bytes, seconds: float = 1
                 wire.sendall(piece)
             while more := wire.recv(2**16):
                 said += more
-        except (ConnectionError, ssl.SSLError):
+        except (ConnectionError, TimeoutError, ssl.SSLError):
             pass
     return bytes(said)
 
