@@ -1,0 +1,160 @@
+"""One real step of training at this site, answered by the very handlers that answer a coordinator.
+
+The messages go from this process to itself. Nothing is sent, and the site's own state is left as it was: the
+step's memory lies in a folder that is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from flwr.app import Message, RecordDict
+
+from fedtune.aggregation.registry import aggregator
+from fedtune.config.schema import Config
+from fedtune.data.load import load_examples
+from fedtune.data.tokenize import tokenize_all
+from fedtune.errors import FederationError, Problem
+from fedtune.federation.client import build_client_app
+from fedtune.federation.dialogue import MESSAGE_TYPES, Stage, flower_failure
+from fedtune.federation.requests import train_request
+from fedtune.federation.site import Site
+from fedtune.federation.wire import (
+    EvaluateReply,
+    EvaluateRequest,
+    Failure,
+    HelloReply,
+    HelloRequest,
+    TrainReply,
+    arrays_of,
+    content,
+    parse_reply,
+)
+from fedtune.models.adapted import AdaptedModel, load_adapted_model, load_tokenizer
+from fedtune.models.adapter import initial_adapter
+from fedtune.models.hardware import physical_cores
+from fedtune.simulation.grid import InProcessGrid
+from fedtune.site.checkup.rows import data_of, split_of
+from fedtune.site.policy_schema import SitePolicy
+from fedtune.site.preview.outgoing import Preview
+from fedtune.updates.codec import from_arrays, to_arrays
+
+__all__ = ["Trial", "try_one_step", "with_trial"]
+
+_NODE: Final = 2  # nodes 0 and 1 mean "none" and "the server" to Flower
+
+Reply = TypeVar("Reply", HelloReply, TrainReply, EvaluateReply)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What the site really answered.
+
+    Attributes:
+        replies: One of each type.
+        norms: Name of each tensor of the update to its L2 norm.
+        largest: The greatest magnitude of an entry.
+    """
+
+    replies: tuple[HelloReply | TrainReply | EvaluateReply, ...]
+    norms: Mapping[str, float]
+    largest: float
+
+
+def try_one_step(config: Config, *, site: str, policy: SitePolicy, round_number: int = 1) -> Trial:
+    """Answer a greeting, train one step on this site's own rows, and evaluate.
+
+    Args:
+        config: The federation's, with this site's model and threads.
+        site: The site's name.
+        policy: Names the files of rows.
+        round_number: The round whose factors are trained.
+
+    Raises:
+        DataError: Every problem of the rows.
+        FederationError: FT609 and the like, as the site would have answered.
+        ModelError: The model cannot be loaded.
+    """
+    data = data_of(config.data, policy)
+    step = dataclasses.replace(config.training, steps_per_round=1)
+    plain = dataclasses.replace(config.secagg, enabled=False)
+    config = dataclasses.replace(config, data=data, training=step, secagg=plain)
+    loaded = load_examples(data)
+    split = split_of(len(loaded.examples), config, site)
+    tested = split.validation if config.evaluation.rows == "validation" else split.held_out
+    tokenizer = load_tokenizer(config.model)
+    train, held_out = (
+        tokenize_all([loaded.examples[row] for row in rows], tokenizer, data)
+        for rows in (split.train, tested)
+    )
+    model = load_adapted_model(
+        config.model, config.peft, gradient_checkpointing=config.training.gradient_checkpointing
+    )
+    with tempfile.TemporaryDirectory(prefix="fedtune-preview-") as folder:
+        rehearsal = Site(
+            name=site,
+            config=config,
+            train=train,
+            held_out=held_out,
+            skipped_rows=loaded.skipped_rows,
+            state_dir=Path(folder),
+            model=lambda: model,
+            threads=config.training.threads or physical_cores(),
+        )
+        return _answered(InProcessGrid(build_client_app(lambda _: rehearsal), 1), model, config, round_number)
+
+
+def _answered(grid: InProcessGrid, model: AdaptedModel, config: Config, round_number: int) -> Trial:
+    start = to_arrays(initial_adapter(model.spec, config.seed))
+    request = train_request(config, aggregator(config.aggregation), round_number)
+    hello, _ = _ask(grid, "hello", content(HelloRequest()), HelloReply)
+    trained, update = _ask(grid, "train", content(request, start), TrainReply)
+    evaluated, _ = _ask(grid, "evaluate", content(EvaluateRequest(round=0), start), EvaluateReply)
+    delta = from_arrays(arrays_of(update), model.spec, request.factors, where="this site's own reply")
+    return Trial(
+        replies=(hello, trained, evaluated),
+        norms={name: float(np.linalg.norm(tensor.astype(np.float64))) for name, tensor in delta.items()},
+        largest=max(float(np.abs(tensor).max()) for tensor in delta.values()),
+    )
+
+
+def _ask(grid: InProcessGrid, stage: Stage, body: RecordDict, expect: type[Reply]) -> tuple[Reply, Message]:
+    (message,) = grid.send_and_receive([Message(body, _NODE, MESSAGE_TYPES[stage])])
+    failure = flower_failure(message)
+    reply = parse_reply(message, expect) if failure is None else failure
+    if isinstance(reply, Failure):
+        raise FederationError(
+            Problem(
+                code=reply.code,
+                what=f"this is what the coordinator would hear: {reply.reason}",
+                where=f"trial of {stage}",
+                fix="run fedtune client doctor; the log above says more",
+            )
+        )
+    return reply, message
+
+
+def with_trial(shown: Preview, trial: Trial) -> Preview:
+    """Put what was really answered into a preview."""
+    answers: dict[str, Any] = {type(reply).__name__: reply for reply in trial.replies}
+    messages = []
+    for message in shown.messages:
+        reply = answers.get(message.name)
+        fields = tuple(
+            field if reply is None else dataclasses.replace(field, value=getattr(reply, field.name))
+            for field in message.fields
+        )
+        tensors = tuple(
+            dataclasses.replace(
+                group, norms=tuple(trial.norms[name] for name in group.names if name in trial.norms)
+            )
+            for group in message.tensors
+        )
+        messages.append(dataclasses.replace(message, fields=fields, tensors=tensors))
+    return dataclasses.replace(shown, messages=tuple(messages))
