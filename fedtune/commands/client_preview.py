@@ -111,6 +111,8 @@ def _lines(shown: Preview, *, tried: bool) -> Iterator[str]:
     if tried:
         yield ""
         yield "values are those of one real step on this site's own rows; nothing was sent"
+        if shown.secure:
+            yield "norms are of the update before it is masked, which the coordinator never sees"
 
 
 def _field(field: Field, width: int, *, tried: bool) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedtune.keys.certificates import (
@@ -17,6 +17,7 @@ from fedtune.keys.certificates import (
     names_of,
     validity_flaws,
 )
+from fedtune.keys.private import UNREADABLE
 from fedtune.secagg.entry import fingerprint
 from fedtune.secagg.fields import printable
 from fedtune.site.checkup.route import Address, Way
@@ -67,7 +68,7 @@ def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> boo
     """Whether the authority signed it."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (*UNREADABLE, InvalidSignature):
         return False
     return True
 
@@ -85,7 +86,7 @@ def _no_tls(way: Way) -> Finding:
     through = f" through the proxy {way.proxy}" if way.proxy else ""
     return failed(
         "FT851",
-        f"what answers at {way.server}{through} shows no certificate: {_reason(way)}",
+        f"what answers at {way.server}{through} shows no certificate that can be read: {_reason(way)}",
         fix="ask the coordinator whether the server speaks TLS on this port, and the network team whether "
         f"something on the way ends connections to {way.server}",
     )
@@ -115,7 +116,10 @@ def _foreign(way: Way, shown: x509.Certificate, authority: x509.Certificate) -> 
 
 def _of_fedtune(certificate: x509.Certificate) -> bool:
     """Whether it looks as `fedtune keys server` makes it: P-384, and nothing but a name in either place."""
-    key = certificate.public_key()
+    try:
+        key = certificate.public_key()
+    except UNREADABLE:
+        return False
     plain = all(
         [attribute.oid for attribute in name] == [_COMMON_NAME]
         for name in (certificate.subject, certificate.issuer)

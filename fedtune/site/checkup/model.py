@@ -185,11 +185,11 @@ class BaseModel:
         return read_tokenizer(self.found)
 
     def folders(self, state: Path) -> Iterator[tuple[str, Path, str]]:
-        """Name, path and key of each folder that is written to."""
+        """What is kept in each folder that is written to, its path, and the key that moves it."""
         from fedtune.models.cache import cache_folder  # noqa: PLC0415
 
-        yield "folder of state", state, "the site's folder"
-        yield "folder of models", cache_folder(self.config.model), "cache_dir in client.yaml"
+        yield "state", state, "the site's folder"
+        yield "models", cache_folder(self.config.model), "cache_dir in client.yaml"
 
 
 def _unknown() -> Finding:

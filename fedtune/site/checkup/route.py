@@ -19,8 +19,9 @@ from cryptography import x509
 
 import fedtune
 from fedtune.keys.certificates import parse_certificate
+from fedtune.keys.private import UNREADABLE
 
-__all__ = ["ASKED", "Address", "Stage", "Way", "dial", "presented_certificate"]
+__all__ = ["ASKED", "Address", "Stage", "Way", "dial", "parsed", "presented_certificate"]
 
 TIMEOUT_SECONDS: Final = 10.0
 ASKED: Final = "/v1/fleet/pull-messages"
@@ -137,7 +138,7 @@ class _Recorder:
     def _secured(self, stream: Any) -> None:
         tls = stream.get_extra_info("ssl_object")
         self.way.tls_version = tls.version()
-        self.way.certificate = _parsed(tls.getpeercert(True))
+        self.way.certificate = parsed(tls.getpeercert(True))
         self.way.stage = "answer"
         if self.only_certificate:
             stream.close()
@@ -182,9 +183,15 @@ def presented_certificate(server: Address) -> x509.Certificate | None:
     return recorder.way.certificate
 
 
-def _parsed(der: bytes | None) -> x509.Certificate | None:
-    with contextlib.suppress(ValueError):
-        return parse_certificate(ssl.DER_cert_to_PEM_cert(der).encode()) if der else None
+def parsed(der: bytes | None) -> x509.Certificate | None:
+    """The certificate that came in a handshake; None if it is none whose names and dates can be read."""
+    with contextlib.suppress(*UNREADABLE):
+        shown = parse_certificate(ssl.DER_cert_to_PEM_cert(der or b"").encode())
+        # `cryptography` parses these when they are first asked for.
+        for name in (shown.subject, shown.issuer):
+            name.rfc4514_string()
+        if shown.not_valid_before_utc <= shown.not_valid_after_utc:
+            return shown
     return None
 
 

@@ -182,9 +182,9 @@ class _Checkup:
         memory = partial(self.base.memory, policy.policy if policy else None)
         yield from self._made("memory", memory)
         yield from self._made("threads", self.base.threads)
-        for name, path, key in self.base.folders(self.folder / STATE):
-            yield from self._made(name, partial(machine.writable, path, key=key))
-            yield from self._made(f"disk of the {name}", partial(machine.disk_space, path))
+        for what, path, key in self.base.folders(self.folder / STATE):
+            yield from self._made(f"folder of {what}", partial(machine.writable, path, key=key))
+            yield from self._made(f"disk of {what}", partial(machine.disk_space, path))
 
     def of_agreement(self) -> Iterator[Check]:
         """The policy against the configuration."""

@@ -88,7 +88,9 @@ MEANINGS: Final[Mapping[type, Mapping[str, Meaning]]] = {
         "kind": _KIND,
         "site": _SITE,
         "code": Meaning("code of the first problem, a page of the reference"),
-        "reason": Meaning("one sentence without a word of the rows; of the policy, codes without limits"),
+        "reason": Meaning(
+            "one sentence: of rows their number, of the policy codes; a folder of this site may be named"
+        ),
     },
     Signed: {
         "kind": Meaning("which trip this is"),

@@ -59,12 +59,10 @@ class Trial:
     Attributes:
         replies: One of each type.
         norms: Name of each tensor of the update to its L2 norm.
-        largest: The greatest magnitude of an entry.
     """
 
     replies: tuple[HelloReply | TrainReply | EvaluateReply, ...]
     norms: Mapping[str, float]
-    largest: float
 
 
 def try_one_step(config: Config, *, site: str, policy: SitePolicy, round_number: int = 1) -> Trial:
@@ -120,7 +118,6 @@ def _answered(grid: InProcessGrid, model: AdaptedModel, config: Config, round_nu
     return Trial(
         replies=(hello, trained, evaluated),
         norms={name: float(np.linalg.norm(tensor.astype(np.float64))) for name, tensor in delta.items()},
-        largest=max(float(np.abs(tensor).max()) for tensor in delta.values()),
     )
 
 

@@ -96,7 +96,7 @@ def test_a_site_in_order_lacks_nothing_but_its_server(ward: Ward) -> None:
         "memory",
         "threads",
         "folder of state",
-        "disk of the folder of models",
+        "disk of models",
         "policy",
     }
 

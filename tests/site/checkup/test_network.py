@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -12,20 +13,30 @@ from datetime import timedelta
 from email.utils import formatdate
 from pathlib import Path
 
+import httpx
 import pytest
 import uvicorn
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.superlink.main import create_app
-from hypothesis import given
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.enrolment import NOW, Coordinator
 from support.site_folder import JoinedSite
 from support.wayside import Answer, Inspector, Proxy, proxying, serving_plain, serving_tls, unused_port
 
-from fedtune.keys.certificates import ServerNames, parse_certificate, server_certificate, to_pem
+from fedtune.keys.certificates import (
+    ServerNames,
+    authority_certificate,
+    parse_certificate,
+    server_certificate,
+    to_pem,
+)
 from fedtune.keys.private import new_key, pem, read_pem_key
-from fedtune.site.checkup import answer, certificate
-from fedtune.site.checkup.route import ASKED, Address, Way, presented_certificate
+from fedtune.site.checkup import answer, certificate, reaching
+from fedtune.site.checkup.route import ASKED, Address, Way, parsed, presented_certificate
 from fedtune.site.checkup.run import run_site_checks
 from fedtune.site.findings import Check, Finding
 
@@ -408,7 +419,7 @@ def test_a_date_that_is_none_is_no_crash(text: str) -> None:
 
 
 def test_a_real_superlink_is_recognised(joined: JoinedSite, server: Files) -> None:
-    settings = uvicorn.Config(
+    listening = uvicorn.Config(
         create_app(),
         host="127.0.0.1",
         port=port_of(joined),
@@ -417,7 +428,7 @@ def test_a_real_superlink_is_recognised(joined: JoinedSite, server: Files) -> No
         log_config=None,
         ws="none",
     )
-    superlink = uvicorn.Server(settings)
+    superlink = uvicorn.Server(listening)
     thread = threading.Thread(target=superlink.run)
     thread.start()
     try:
@@ -428,3 +439,62 @@ def test_a_real_superlink_is_recognised(joined: JoinedSite, server: Files) -> No
         superlink.should_exit = True
         thread.join()
     assert {check.status for check in found.values()} == {"ok"}, found
+
+
+def test_the_supernode_goes_the_same_way(
+    joined: JoinedSite, server: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's own client follows the environment, and takes our authority as the doctor does."""
+    proxy = Proxy()
+    with (
+        serving_tls(server, port=port_of(joined)) as heard,
+        through(proxy, monkeypatch),
+        FleetHttpClient.from_server_address(
+            joined.address,
+            insecure=False,
+            root_certificates=(joined.folder / "ca.pem").read_bytes(),
+            interceptors=[],
+        ) as client,
+        pytest.raises(httpx.HTTPStatusError, match="401"),
+    ):
+        client.PullMessages(PullMessagesRequest())
+    assert proxy.asked == [f"CONNECT {joined.address} HTTP/1.1"]
+    assert heard[0].startswith(f"POST {ASKED} HTTP/1.1\r\n")
+
+
+@given(text=st.text(max_size=80) | st.binary(max_size=80).map(lambda raw: raw.decode("latin-1")))
+def test_no_header_makes_a_check_crash(text: str) -> None:
+    headers = dict.fromkeys(("date", "content-type", "server", "proxy-authenticate"), text)
+    way = Way(server=Address(host="a", port=1), first=Address(host="b", port=2), stage="tunnel")
+    way.status, way.headers, way.tunnel = 200, headers, (407, headers)
+    for finding in (answer.clock(way), answer.superlink(way), *reaching.proxy(way)):
+        assert finding.text.isprintable()
+
+
+@settings(max_examples=50)
+@given(raw=st.binary(max_size=200), cut=st.integers(0, 800), flip=st.integers(0, 800))
+def test_no_certificate_makes_a_check_crash(shown_der: bytes, raw: bytes, cut: int, flip: int) -> None:
+    damaged = bytearray(shown_der)
+    damaged[flip % len(damaged)] ^= 0x55
+    authority = ssl.DER_cert_to_PEM_cert(shown_der).encode()
+    for der in (raw, shown_der[:cut], bytes(damaged), shown_der):
+        shown = parsed(der)
+        way = Way(server=Address(host="localhost", port=1), stage="tls", tls_version="TLSv1.3")
+        findings = list(certificate.judged(way, shown, parse_certificate(authority), NOW))
+        assert findings
+        assert all(finding.text.isprintable() for finding in findings)
+
+
+@pytest.fixture(scope="module")
+def shown_der() -> bytes:
+    key = new_key()
+    made = server_certificate(
+        key.public_key(),
+        "hub",
+        ServerNames(dns=("localhost",)),
+        authority=authority_certificate(key, "test", days=9, now=NOW),
+        authority_key=key,
+        days=9,
+        now=NOW,
+    )
+    return made.public_bytes(Encoding.DER)
