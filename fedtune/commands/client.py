@@ -13,6 +13,8 @@ _MODULES = {
     "join": "client_setup",
     "start": "client_start",
     "status": "client_status",
+    "doctor": "client_doctor",
+    "preview": "client_preview",
     "approve": "client_operator",
     "pause": "client_operator",
     "resume": "client_operator",

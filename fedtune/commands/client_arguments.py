@@ -26,6 +26,15 @@ def add_client(commands: Commands) -> None:
     start.add_argument("--insecure", action="store_true", help="without TLS: a server on this machine alone")
     add_json(_with_folder(commands, "status", "what the client does, and what waits for you"))
 
+    doctor = _with_folder(commands, "doctor", "is this site ready? every problem with its fix")
+    doctor.add_argument("--config", metavar="FILE", help="a run's config.yaml, to check the policy against")
+    add_json(doctor)
+    preview = _with_folder(commands, "preview", "what would leave this site in a round, before anything does")
+    preview.add_argument("--config", required=True, metavar="FILE", help="a run's config.yaml, or its folder")
+    preview.add_argument("--round", type=count, default=1, metavar="N", help="of which round (1)")
+    preview.add_argument("--train", action="store_true", help="train one step, and show its real answer")
+    add_json(preview)
+
     approve = _with_folder(commands, "approve", "let a run begin that waits for you")
     approve.add_argument(
         "run", nargs="?", metavar="RUN", help="the run; without it, those that wait are listed"

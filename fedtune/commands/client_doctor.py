@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from fedtune.commands.checks_view import report_checks
 from fedtune.commands.config_file import read_config_file
 from fedtune.site.checkup.run import run_site_checks
-from fedtune.site.checkup.settings import Defaults, Settings
+from fedtune.site.folder import SiteFolder
+from fedtune.site.settings import load_settings
 
 __all__ = ["run_doctor"]
 
 
-def run_doctor(arguments: argparse.Namespace, *, settings: Callable[[], Settings] = Defaults) -> int:
+def run_doctor(arguments: argparse.Namespace) -> int:
     """Make all checks of a site's folder.
 
     Args:
         arguments: ``folder``, ``config`` (a path or None) and ``json``.
-        settings: Reads the site's own settings.
 
     Returns:
         0 when none failed, else the exit code of a :class:`MachineError`.
@@ -28,7 +27,7 @@ def run_doctor(arguments: argparse.Namespace, *, settings: Callable[[], Settings
     checks = partial(
         run_site_checks,
         Path(arguments.folder),
-        settings=settings,
+        settings=partial(load_settings, SiteFolder(Path(arguments.folder)).settings),
         config=None if arguments.config is None else partial(read_config_file, Path(arguments.config)),
     )
     return report_checks(lambda starting: checks(starting=starting), as_json=arguments.json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,24 +20,24 @@ from fedtune.secagg.pinning import PinnedRoster
 from fedtune.site.checkup.agreement import agreement
 from fedtune.site.checkup.material import PIN, POLICY
 from fedtune.site.checkup.model import at_this_site, without_download
-from fedtune.site.checkup.settings import Defaults, Settings
 from fedtune.site.policy_file import load_policy
 
 if TYPE_CHECKING:
     from fedtune.site.preview.described import Field, TensorGroup
     from fedtune.site.preview.outgoing import Preview
+from fedtune.site.folder import SiteFolder
+from fedtune.site.settings import load_settings
 
 __all__ = ["run_preview"]
 
 _MARKS = {"leaves": "leaves", "null": "null", "refused": "REFUSED"}
 
 
-def run_preview(arguments: argparse.Namespace, *, settings: Callable[[], Settings] = Defaults) -> int:
+def run_preview(arguments: argparse.Namespace) -> int:
     """Show every message of a round with every field; with ``arguments.train``, of one real step.
 
     Args:
         arguments: ``folder``, ``config`` (a path), ``round``, ``train`` and ``json``.
-        settings: Reads the site's own settings.
 
     Returns:
         0.
@@ -51,7 +51,7 @@ def run_preview(arguments: argparse.Namespace, *, settings: Callable[[], Setting
     roster = PinnedRoster(folder / PIN).roster if config.secagg.enabled else None
     refusals = agreement(policy, config, connection, base_model=None, memory_mib=None, now=datetime.now(UTC))
     refused = tuple(finding.text for finding in refusals if finding.status == "failed")
-    local = at_this_site(config, settings())
+    local = at_this_site(config, load_settings(SiteFolder(folder).settings))
     without_download(local.model)  # refuses a model that is not here: a preview fetches nothing
 
     from fedtune.site.preview.outgoing import as_json, preview  # noqa: PLC0415  # takes seconds to import

@@ -16,6 +16,8 @@ _MODULES = {
     "run": "server_run",
     "status": "server_status",
     "stop": "server_stop",
+    "backup": "server_backup",
+    "restore": "server_backup",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fedtune.commands.arguments import Commands, add_json, count, overrides
+from fedtune.commands.server_backup_arguments import add_backup
 
 __all__ = ["add_server"]
 
@@ -49,6 +50,7 @@ def add_server(commands: Commands) -> None:
 
     add_json(_with_folder(commands, "status", "sites, and the run: who was in which round, and why not"))
 
+    add_backup(commands)
     stop = _with_folder(commands, "stop", "stop a run, or the server")
     stop.add_argument("run", nargs="?", metavar="RUN", help="the run; without it, the server is stopped")
 

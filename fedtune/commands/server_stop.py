@@ -22,7 +22,7 @@ def run_stop(arguments: argparse.Namespace) -> int:
 
     Raises:
         RunError: FT706, there is no such run going on.
-        MachineError: FT679, the server does not end.
+        MachineError: FT689, the server does not end.
     """
     folder = CoordinatorFolder(Path(arguments.folder))
     if arguments.run is None:

@@ -37,7 +37,7 @@ def stop_process(lock: Path, what: str) -> bool:
         what: What it is, for a message.
 
     Raises:
-        MachineError: FT679, it does not end, or belongs to another user.
+        MachineError: FT689, it does not end, or belongs to another user.
     """
     import fcntl  # noqa: PLC0415
 
@@ -69,7 +69,7 @@ def stop_process(lock: Path, what: str) -> bool:
 
 def _stays(what: str, pid: int, why: str) -> Problem:
     return Problem(
-        code="FT679",
+        code="FT689",
         what=f"{what} cannot be stopped: {why}",
         where=f"process {pid}",
         fix=f"stop it as its user, or by `kill -9 {pid}`: nothing is lost by that",

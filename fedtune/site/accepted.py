@@ -55,7 +55,7 @@ class AcceptedLog:
         """Count what was accepted on the site's present day.
 
         Raises:
-            MachineError: FT674, the file is damaged.
+            MachineError: FT684, the file is damaged.
         """
         times: dict[Kind, list[datetime]] = {"train": [], "evaluate": []}
         for time, kind, _ in self._read():
@@ -91,7 +91,7 @@ class AcceptedLog:
                     continue  # cut off by a crash before anything was done on its strength
                 raise MachineError(
                     Problem(
-                        code="FT674",
+                        code="FT684",
                         what="the record of accepted requests is damaged",
                         where=f"{self._path}, line {number}",
                         fix="move the file away: the limits of this day begin anew",

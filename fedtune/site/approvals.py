@@ -79,7 +79,7 @@ class Approvals:
         """Say whether exactly this was approved.
 
         Raises:
-            MachineError: FT674, the file is damaged.
+            MachineError: FT684, the file is damaged.
         """
         return subject in self._approved()
 
@@ -116,7 +116,7 @@ class Approvals:
         """Return the runs that wait, longest first.
 
         Raises:
-            MachineError: FT674, a file is damaged.
+            MachineError: FT684, a file is damaged.
         """
         found = []
         for place in sorted(self._pending.glob("*.json")):
@@ -176,7 +176,7 @@ def read_standing(path: Path) -> Standing:
     """Return what was said last; a site that never said anything takes part.
 
     Raises:
-        MachineError: FT674, the file is damaged: the site takes part in nothing until it is mended.
+        MachineError: FT684, the file is damaged: the site takes part in nothing until it is mended.
     """
     try:
         raw = _object(path.read_bytes())
@@ -230,7 +230,7 @@ def _torn(line: bytes) -> bool:
 
 def _damaged(path: Path, line: str = "") -> Problem:
     return Problem(
-        code="FT674",
+        code="FT684",
         what="a record of the operator's decisions is damaged",
         where=f"{shown(str(path), quoted=False)}{line}",
         fix="stop the client, move the file away, start the client, and decide again",

@@ -65,14 +65,14 @@ class Client:
 
         Raises:
             FedtuneError: A file of it cannot be used.
-            MachineError: FT676, the site has left the federation; FT677, without TLS beyond this machine.
+            MachineError: FT686, the site has left the federation; FT687, without TLS beyond this machine.
         """
         connection = read_connection(folder.connection)
         standing = read_standing(folder.standing)
         if standing.state == "left":
             raise MachineError(
                 Problem(
-                    code="FT676",
+                    code="FT686",
                     what=f"this site has left the federation on {standing.time[:10]}",
                     where=str(folder.path),
                     fix="to belong to it again, make a new site's folder with `fedtune client init`",
@@ -81,7 +81,7 @@ class Client:
         if insecure and not _is_loopback(connection.server):
             raise MachineError(
                 Problem(
-                    code="FT677",
+                    code="FT687",
                     what=f"--insecure speaks without TLS, and {connection.server} is not on this machine",
                     where="--insecure",
                     fix="leave --insecure out",
@@ -99,7 +99,7 @@ class Client:
         """Answer the coordinator until ``stop`` is set; a message that is being handled is finished first.
 
         Raises:
-            MachineError: FT675, the Flower node cannot be started; FT678, another client serves this folder;
+            MachineError: FT685, the Flower node cannot be started; FT688, another client serves this folder;
                 FT830 to FT832, the audit log cannot be written.
             FedtuneError: A file of the folder cannot be used, or the address of health cannot be bound.
         """
@@ -151,7 +151,7 @@ class Client:
             if time.monotonic() - began > LONGEST_WAIT_SECONDS:
                 wait, failing = FIRST_WAIT_SECONDS, 0
             failing += 1
-            state.trouble("FT675")
+            state.trouble("FT685")
             state.set_connected(False)
             logger.warning(
                 "the site's Flower node ended with %s, time %d in a row; it is started again in %g s: %s",
@@ -207,7 +207,7 @@ class Client:
             except BlockingIOError:
                 raise MachineError(
                     Problem(
-                        code="FT678",
+                        code="FT688",
                         what="another client serves this folder",
                         where=str(self.folder.path),
                         fix="use that one, or stop it: fedtune client stop FOLDER",

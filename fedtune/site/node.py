@@ -61,13 +61,13 @@ def start_node(
         alive: Whether to go on waiting.
 
     Raises:
-        MachineError: FT675, something else listens there, or it did not start.
+        MachineError: FT685, something else listens there, or it did not start.
     """
     chosen = free_ports(1)[0] if port is None else port
     if listens(chosen):
         raise MachineError(
             Problem(
-                code="FT675",
+                code="FT685",
                 what=f"another program listens on 127.0.0.1:{chosen}",
                 where=f"{folder.settings}, node_port",
                 fix="stop it, such as another `fedtune client start`, or set node_port to null",
@@ -97,7 +97,7 @@ def start_node(
             end_node(node)
             raise MachineError(
                 Problem(
-                    code="FT675",
+                    code="FT685",
                     what=f"the site's Flower node did not start: {node.last_words()}",
                     where=str(log),
                     fix="read the end of that log, and run `fedtune client doctor`",

@@ -82,7 +82,7 @@ SETTINGS: Final = TypedYaml(
     kind=SiteSettings,
     noun="the client's settings",
     fix="start from those that `fedtune client init` writes",
-    code=670,
+    code=680,
 )
 
 
@@ -90,8 +90,8 @@ def load_settings(path: Path) -> SiteSettings:
     """Read ``client.yaml``.
 
     Raises:
-        MachineError: FT670 for a file that cannot be used; otherwise every problem in it: FT671 an unknown
-        key, FT672 a value that a key does not take, FT673 a key without a value.
+        MachineError: FT680 for a file that cannot be used; otherwise every problem in it: FT681 an unknown
+        key, FT682 a value that a key does not take, FT683 a key without a value.
     """
     return SETTINGS.load(path).value
 

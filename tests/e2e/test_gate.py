@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from fedtune.simulation.bundle import write_bundle
 from flwr.proto.control_pb2 import RegisterNodeRequest, UnregisterNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -33,7 +34,6 @@ from fedtune.federation.processes import (
 )
 from fedtune.keys.private import public_hash, read_node_key
 from fedtune.secagg.entry import fingerprint
-from fedtune.simulation.bundle import write_bundle
 
 pytestmark = pytest.mark.e2e
 

@@ -28,7 +28,7 @@ def at_this_site(config: Config, settings: Settings) -> Config:
     """A coordinator's configuration with the model, device and threads of this site."""
     model = dataclasses.replace(
         config.model,
-        name=settings.model or config.model.name,
+        name=settings.models.get(config.model.name) or config.model.name,
         cache_dir=settings.cache_dir,
         device=settings.device,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -152,8 +153,8 @@ class _Checkup:
         from fedtune.config.compose import compose  # noqa: PLC0415
 
         settings = self.settings or Defaults()
-        named = settings.model is not None or self.config is not None
-        config = at_this_site(self.config or compose(()), settings)
+        named = bool(settings.models) or self.config is not None
+        config = at_this_site(self.config or _of_first_model(compose(()), settings), settings)
         base.append(BaseModel(config=config, named=named, configured=self.config is not None))
         return base[0].present()
 
@@ -206,3 +207,9 @@ class _Checkup:
                 now=datetime.now(UTC),
             ),
         )
+
+
+def _of_first_model(config: Config, settings: Settings) -> Config:
+    """The shipped configuration with the model that the site has first."""
+    name = next(iter(settings.models), config.model.name)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))

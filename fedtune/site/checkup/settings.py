@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 __all__ = ["Defaults", "Settings"]
@@ -12,8 +13,10 @@ class Settings(Protocol):
     """Where the base model is and what it may use; any object with these attributes will do."""
 
     @property
-    def model(self) -> str | None:
-        """As ``model.name`` of a configuration; None takes the configuration's."""
+    def models(self) -> Mapping[str, str | None]:
+        """Base models that are here: as ``model.name`` calls them, and where they are if that does not
+        say it.
+        """
 
     @property
     def cache_dir(self) -> str | None:
@@ -32,7 +35,7 @@ class Settings(Protocol):
 class Defaults:
     """The settings of a site that has none of its own."""
 
-    model: str | None = None
+    models: Mapping[str, str | None] = field(default_factory=dict)
     cache_dir: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None

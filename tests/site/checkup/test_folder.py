@@ -67,7 +67,7 @@ def ward(tmp_path: Path, tiny_model_dir: Path) -> Ward:
     config = federation_config(tiny_model_dir, rows)
     values = policy_values(site, files=[str(rows)], base_models=[base_hash(config.model)])
     write_policy(site.folder, values)
-    settings = Defaults(model=str(tiny_model_dir), cache_dir=str(tmp_path / "cache"), threads=1)
+    settings = Defaults(models={"tiny": str(tiny_model_dir)}, cache_dir=str(tmp_path / "cache"), threads=1)
     return Ward(site=site, rows=rows, config=config, values=values, settings=settings)
 
 
@@ -218,7 +218,7 @@ def test_a_model_of_the_hub_is_looked_for_on_this_machine_alone(
         raise AssertionError("the doctor must download nothing")
 
     monkeypatch.setattr("fedtune.models.resolve._download", forbidden)
-    ward.settings = Defaults(model="Nobody/No-Such-Model")
+    ward.settings = Defaults(models={"Nobody/No-Such-Model": None})
     check = ward.named("base model")
     assert check.code == "FT301"
     assert "hf download Nobody/No-Such-Model" in str(check.fix)
@@ -234,7 +234,7 @@ def test_without_a_model_and_a_configuration_nothing_is_hashed(ward: Ward) -> No
 def test_a_gguf_file_is_hashed_and_not_converted(ward: Ward, tmp_path: Path) -> None:
     model = tmp_path / "tiny.gguf"
     make_tiny_gguf(model)
-    ward.settings = Defaults(model=str(model), cache_dir=str(tmp_path / "empty-cache"), threads=1)
+    ward.settings = Defaults(models={"tiny": str(model)}, cache_dir=str(tmp_path / "empty-cache"), threads=1)
     assert ward.named("base model").status == "ok"
     assert ward.named("hash of the base model").code == "FT854"
     assert not (tmp_path / "empty-cache" / "converted").exists()
@@ -254,7 +254,7 @@ def test_too_little_memory_is_noticed(ward: Ward, monkeypatch: pytest.MonkeyPatc
 
 
 def test_more_threads_than_cores_are_pointed_out(ward: Ward) -> None:
-    ward.settings = dataclasses.replace(Defaults(), model=ward.settings.model, threads=10_000)
+    ward.settings = dataclasses.replace(Defaults(), models=ward.settings.models, threads=10_000)
     assert ward.named("threads").status == "warning"
 
 
