@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from fedtune.training.train import StepReport
 
 __all__ = ["DeployedSite"]
 
+logger = logging.getLogger(__name__)
+
 OnStep = Callable[[str, int, StepReport], None]
 
 
@@ -50,12 +53,15 @@ class DeployedSite:
         name: Its name, as it is enrolled.
         audit_head: Head of its audit log, 32 bytes, which its adverts sign.
         on_step: Told of each optimizer step; what it raises ends the training.
+        on_model: Told when a base model was loaded.
     """
 
     folder: SiteFolder
     name: str
     audit_head: Callable[[], bytes]
     on_step: OnStep
+    on_model: Callable[[], None]
+    _loaded: AdaptedModel | None = field(default=None, repr=False)
     _hash: str = ""
     _rows: _Rows | None = None
     _secure: SecureSite | None = None
@@ -81,11 +87,21 @@ class DeployedSite:
             held_out=self._rows.held_out,
             skipped_rows=self._rows.skipped,
             state_dir=self._state(config),
-            model=lambda: _model(config),
+            model=lambda: self._model(config),
             threads=config.training.threads or physical_cores(),
             secure=self._secured(config) if config.secagg.enabled else None,
             on_step=self.on_step,
         )
+
+    def _model(self, config: Config) -> AdaptedModel:
+        model = shared_adapted_model(
+            config.model, config.peft, gradient_checkpointing=config.training.gradient_checkpointing
+        )
+        if model is not self._loaded:
+            self._loaded = model
+            logger.info("the base model is loaded, in %.1f s", model.info.load_seconds)
+            self.on_model()
+        return model
 
     def _state(self, config: Config) -> Path:
         return self.folder.of_run(config.name)
@@ -129,9 +145,3 @@ class DeployedSite:
             audit_head=self.audit_head,
         )
         return self._secure
-
-
-def _model(config: Config) -> AdaptedModel:
-    return shared_adapted_model(
-        config.model, config.peft, gradient_checkpointing=config.training.gradient_checkpointing
-    )

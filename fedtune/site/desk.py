@@ -118,7 +118,11 @@ class Desk:
 
     def __post_init__(self) -> None:
         self._site = DeployedSite(
-            folder=self.folder, name=self.name, audit_head=self.audit.head, on_step=self._on_step
+            folder=self.folder,
+            name=self.name,
+            audit_head=self.audit.head,
+            on_step=self._on_step,
+            on_model=lambda: self.state.set_model_loaded(True),
         )
         self._app = build_client_app(self._find_site)
         self._approvals = Approvals(self.folder.approvals, self.folder.pending)
