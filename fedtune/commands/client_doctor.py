@@ -9,8 +9,6 @@ from pathlib import Path
 from fedtune.commands.checks_view import report_checks
 from fedtune.commands.config_file import read_config_file
 from fedtune.site.checkup.run import run_site_checks
-from fedtune.site.folder import SiteFolder
-from fedtune.site.settings import load_settings
 
 __all__ = ["run_doctor"]
 
@@ -24,10 +22,8 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     Returns:
         0 when none failed, else the exit code of a :class:`MachineError`.
     """
-    checks = partial(
-        run_site_checks,
-        Path(arguments.folder),
-        settings=partial(load_settings, SiteFolder(Path(arguments.folder)).settings),
-        config=None if arguments.config is None else partial(read_config_file, Path(arguments.config)),
+    config = None if arguments.config is None else partial(read_config_file, Path(arguments.config))
+    return report_checks(
+        lambda starting: run_site_checks(Path(arguments.folder), config=config, starting=starting),
+        as_json=arguments.json,
     )
-    return report_checks(lambda starting: checks(starting=starting), as_json=arguments.json)

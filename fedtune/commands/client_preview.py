@@ -13,20 +13,18 @@ from fedtune.commands.reporting import print_json, say
 from fedtune.config.schema import Config
 from fedtune.errors import ConfigError, Problem
 from fedtune.keys.joining import read_connection
-from fedtune.keys.node import CONNECTION
 from fedtune.observability import wording
 from fedtune.secagg.fields import printable
 from fedtune.secagg.pinning import PinnedRoster
 from fedtune.site.checkup.agreement import agreement
-from fedtune.site.checkup.material import PIN, POLICY
-from fedtune.site.checkup.model import at_this_site, without_download
+from fedtune.site.checkup.model import without_download
+from fedtune.site.folder import SiteFolder
 from fedtune.site.policy_file import load_policy
+from fedtune.site.settings import here, load_settings
 
 if TYPE_CHECKING:
     from fedtune.site.preview.described import Field, TensorGroup
     from fedtune.site.preview.outgoing import Preview
-from fedtune.site.folder import SiteFolder
-from fedtune.site.settings import load_settings
 
 __all__ = ["run_preview"]
 
@@ -45,13 +43,14 @@ def run_preview(arguments: argparse.Namespace) -> int:
     Raises:
         FedtuneError: Every problem of the folder, of the configuration, and with ``train`` of model and rows.
     """
-    folder = Path(arguments.folder)
+    folder = SiteFolder(Path(arguments.folder))
     config = _of_round(read_config_file(Path(arguments.config)), arguments.round)
-    connection, policy = read_connection(folder / CONNECTION), load_policy(folder / POLICY).policy
-    roster = PinnedRoster(folder / PIN).roster if config.secagg.enabled else None
+    connection, policy = read_connection(folder.connection), load_policy(folder.policy).policy
+    roster = PinnedRoster(folder.pin).roster if config.secagg.enabled else None
     refusals = agreement(policy, config, connection, base_model=None, memory_mib=None, now=datetime.now(UTC))
     refused = tuple(finding.text for finding in refusals if finding.status == "failed")
-    local = at_this_site(config, load_settings(SiteFolder(folder).settings))
+    settings = load_settings(folder.settings)
+    local = here(config, settings, files=policy.data.files, runs_dir=folder.runs)
     without_download(local.model)  # refuses a model that is not here: a preview fetches nothing
 
     from fedtune.site.preview.outgoing import as_json, preview  # noqa: PLC0415  # takes seconds to import
@@ -67,7 +66,7 @@ def run_preview(arguments: argparse.Namespace) -> int:
     if arguments.train:
         from fedtune.site.preview.trial import try_one_step, with_trial  # noqa: PLC0415
 
-        trial = try_one_step(local, site=connection.site, policy=policy, round_number=arguments.round)
+        trial = try_one_step(local, site=connection.site, round_number=arguments.round)
         shown = with_trial(shown, trial)
     if arguments.json:
         print_json(as_json(shown) | {"tried": bool(arguments.train)})

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.site_folder import JoinedSite, federation_config, policy_values, write_policy, write_rows
+from support.site_folder import (
+    JoinedSite,
+    federation_config,
+    policy_values,
+    write_policy,
+    write_rows,
+    write_settings,
+)
 from support.wayside import serving_tls, unused_port
 
 from fedtune.commands.client_doctor import run_doctor
@@ -33,13 +40,14 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Join
     root = tmp_path_factory.mktemp("site")
     site = JoinedSite(root=root, address=f"localhost:{unused_port()}")
     rows = write_rows(root / "rows.jsonl", word=CANARY)
-    config = federation_config(tiny_model_dir, rows)
+    config = federation_config(tiny_model_dir)
     (root / "config.yaml").write_text(config_to_yaml(config))
     (root / "config.json").write_text(config_to_json(config))
-    secure = federation_config(tiny_model_dir, rows, "secagg=on")
+    secure = federation_config(tiny_model_dir, "secagg=on")
     (root / "secure.yaml").write_text(config_to_yaml(secure))
     values = policy_values(site, files=[str(rows)], base_models=[base_hash(config.model)])
     write_policy(site.folder, values)
+    write_settings(site.folder, models={str(tiny_model_dir): None})
     return site
 
 
@@ -139,7 +147,7 @@ def test_a_trial_for_people_says_that_nothing_was_sent(
 def test_what_the_policy_refuses_is_said_first(
     site: JoinedSite, capsys: pytest.CaptureFixture[str], tiny_model_dir: Path
 ) -> None:
-    config = federation_config(tiny_model_dir, site.root / "rows.jsonl", "peft.rank=32")
+    config = federation_config(tiny_model_dir, "peft.rank=32")
     path = site.root / "large.yaml"
     path.write_text(config_to_yaml(config))
     assert run_preview(arguments(site, config=str(path))) == 0

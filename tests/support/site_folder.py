@@ -22,7 +22,15 @@ from fedtune.secagg.files import read_roster
 from fedtune.secagg.pinning import PinnedRoster
 from fedtune.secagg.roster import GENESIS, Roster
 
-__all__ = ["FEDERATION", "JoinedSite", "federation_config", "policy_values", "write_policy", "write_rows"]
+__all__ = [
+    "FEDERATION",
+    "JoinedSite",
+    "federation_config",
+    "policy_values",
+    "write_policy",
+    "write_rows",
+    "write_settings",
+]
 
 FEDERATION = "lungs"
 
@@ -58,11 +66,11 @@ class JoinedSite:
         return fingerprint(read_connection(self.folder / "connection.json").coordinator)
 
     def certificate(
-        self, name: str = "hub", *, dns: tuple[str, ...] = ("localhost",), days: int = 365, now: Any = NOW
+        self, name: str = "hub", *, dns: tuple[str, ...] = ("localhost",), ip: tuple[str, ...] = ()
     ) -> Server:
         """A certificate of the server by this coordinator's authority."""
-        order = ServerOrder(name=name, dns=dns, days=days, out=self.root / "tls")
-        return make_server(self.desk.folder, order, never_asked, now)
+        order = ServerOrder(name=name, dns=dns, ip=ip, out=self.root / "tls")
+        return make_server(self.desk.folder, order, never_asked, NOW)
 
     def pin(self, *names: str) -> Roster:
         """Let the site accept a roster of these sites."""
@@ -103,13 +111,14 @@ def policy_values(site: JoinedSite, *, files: list[str], base_models: list[str])
     return {
         "version": 1,
         "timezone": "Europe/Berlin",
-        "coordinators": {"consortium": site.coordinator},
+        "coordinators": {FEDERATION: site.coordinator},
         "bundles": ["installed"],
+        "preapproved": [],
         "base_models": base_models,
         "metrics": ["examples", "tokens", "train_loss", "held_out_loss", "peak_memory"],
         "hours": None,
         "peft": {"methods": ["lora"], "max_rank": 16},
-        "data": {"sources": ["files"], "files": files, "columns": None},
+        "data": {"sources": ["site"], "files": files, "columns": None},
         "limits": {
             "rounds_per_day": 50,
             "evaluations_per_day": 50,
@@ -131,19 +140,36 @@ def write_policy(folder: Path, values: dict[str, Any]) -> Path:
     return path
 
 
-def federation_config(model: Path, rows: Path, *overrides: str) -> Config:
-    """A small configuration over a site's rows."""
+def write_settings(folder: Path, **changed: Any) -> Path:
+    """Write client.yaml; ``models`` has to be among the keys that are changed."""
+    values = {
+        "version": 1,
+        "models": {},
+        "cache_dir": None,
+        "device": "cpu",
+        "threads": 1,
+        "node_port": None,
+        "health": None,
+        "syslog": None,
+        "log_mib": 10,
+    }
+    path = folder / "client.yaml"
+    path.write_text(yaml.safe_dump(values | changed, sort_keys=False), encoding="utf-8")
+    path.chmod(0o600)
+    return path
+
+
+def federation_config(model: Path, *overrides: str) -> Config:
+    """A small configuration of a deployment."""
     return compose(
         [
             "name=lungs-1",
             f"model.name={model}",
             "model.quantization=none",
             "model.compute_dtype=float32",
-            "data=files",
-            f"data.files=[{rows}]",
+            "backend=deployment",
             "data.max_tokens=96",
             "data.held_out_fraction=0.2",
-            "partition=iid",
             "peft.rank=4",
             "training.steps_per_round=2",
             "training.examples_per_step=4",

@@ -154,7 +154,7 @@ class Gate:
             access_log=False,
             proxy_headers=False,  # a peer is who it is, whatever a header says
             server_header=False,
-            date_header=False,
+            date_header=True,  # by which `fedtune client doctor` finds a clock that Flower would refuse
             backlog=_BACKLOG,
             timeout_keep_alive=settings.keep_alive_seconds,
             timeout_graceful_shutdown=_STOP_SECONDS,

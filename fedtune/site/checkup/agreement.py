@@ -11,24 +11,18 @@ from datetime import datetime
 from typing import Final, Literal
 
 from fedtune.config.schema import Config
+from fedtune.config.wire import config_hash
 from fedtune.keys.joining import Connection
 from fedtune.secagg.entry import fingerprint
 from fedtune.site.checkup.making import as_finding
-from fedtune.site.findings import Finding, ok, warning
+from fedtune.site.findings import Finding, failed, ok, warning
 from fedtune.site.policy import Asked, Coordinator, Usage, decide
 from fedtune.site.policy_asked import local_time
-from fedtune.site.policy_schema import INSTALLED, SitePolicy
+from fedtune.site.policy_schema import ANY, INSTALLED, SitePolicy
 
-__all__ = ["agreement", "asked_by"]
+__all__ = ["agreement"]
 
 _KINDS: Final[tuple[Literal["train", "evaluate"], ...]] = ("train", "evaluate")
-
-
-def asked_by(connection: Connection, policy: SitePolicy) -> Coordinator:
-    """Who will ask: the coordinator that this site joined, under the name that the policy has for it."""
-    known = fingerprint(connection.coordinator)
-    names = [name for name, pinned in policy.coordinators.items() if pinned == known]
-    return Coordinator(name=names[0] if names else connection.federation, fingerprint=known)
 
 
 def agreement(
@@ -43,7 +37,8 @@ def agreement(
     """Everything in a configuration that the policy refuses, or one finding that nothing is.
 
     Hours are a matter of when, and are told apart: a doctor that is called by day finds nothing wrong with a
-    federation that trains by night. The bundle is taken to be one that the policy names.
+    federation that trains by night. The bundle is taken to be the installed one, or one that the policy
+    names instead.
 
     Args:
         policy: The site's own.
@@ -54,16 +49,25 @@ def agreement(
         now: This moment, with its zone.
     """
     any_hour = dataclasses.replace(policy, hours=None)
-    named = [bundle for bundle in policy.bundles if bundle != INSTALLED]
     refused: dict[str, Finding] = {}
+    if config.backend.name != "deployment":
+        refused["backend"] = failed(
+            "FT645",
+            f"this configuration is of a simulation: backend.name is {config.backend.name}, not deployment",
+            fix="ask the coordinator for the configuration of `fedtune server run`",
+        )
+    named = [bundle for bundle in policy.bundles if bundle != INSTALLED]
+    own = INSTALLED in policy.bundles or not named
     for kind in _KINDS:
         request = Asked.of(
             config,
             kind=kind,
-            coordinator=asked_by(connection, policy),
+            coordinator=Coordinator(
+                name=connection.federation, fingerprint=fingerprint(connection.coordinator)
+            ),
             round_number=1,
-            bundle=named[0] if named else "the installed one",
-            bundle_installed=True,
+            bundle="the installed one" if own else named[0],
+            bundle_installed=own,
             base_model=base_model or next(iter(policy.base_models), "unknown"),
             memory_mib=memory_mib or 0.0,
         )
@@ -72,8 +76,15 @@ def agreement(
             refused.setdefault(reason, as_finding(problem))
     yield from refused.values()
     if not refused:
-        yield ok(f"nothing in the configuration of {config.name} is refused")
+        asked = (
+            "begins" if _preapproved(policy, config) else "waits for `fedtune client approve` and then begins"
+        )
+        yield ok(f"nothing in the configuration of {config.name} is refused: the run {asked}")
     yield from _times(policy, config, now)
+
+
+def _preapproved(policy: SitePolicy, config: Config) -> bool:
+    return not {ANY, config_hash(config)}.isdisjoint(policy.preapproved)
 
 
 def _times(policy: SitePolicy, config: Config, now: datetime) -> Iterator[Finding]:

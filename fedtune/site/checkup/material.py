@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 from cryptography import x509
@@ -24,13 +23,10 @@ from fedtune.secagg.pinning import PinnedRoster
 from fedtune.secagg.roster import Roster
 from fedtune.site.checkup.making import as_finding
 from fedtune.site.findings import Finding, failed, ok, warning
+from fedtune.site.folder import SiteFolder
 from fedtune.site.policy_file import PolicyFile, load_policy
 
-__all__ = ["PIN", "POLICY", "Material"]
-
-PIN: Final = "pin.json"
-POLICY: Final = "site.yaml"
-AUDIT_KEY: Final = "audit.key"
+__all__ = ["Material"]
 
 _MADE_BY: Final = {
     NODE_KEY: "make the site's keys: fedtune client init",
@@ -54,7 +50,7 @@ class Material:
         policy: What it allows, likewise.
     """
 
-    folder: Path
+    folder: SiteFolder
     now: datetime
     connection: Connection | None = None
     authority: x509.Certificate | None = None
@@ -64,14 +60,14 @@ class Material:
     def keys(self) -> Iterator[Finding]:
         """Every file of key material: there, readable, its owner's alone, and not ended."""
         lacking = [
-            failed("FT840", f"there is no {name} in {self.folder}", fix=made_by)
+            failed("FT840", f"there is no {name} in {self.folder.path}", fix=made_by)
             for name, made_by in _MADE_BY.items()
-            if not os.path.lexists(self.folder / name)
+            if not os.path.lexists(self.folder.path / name)
         ]
-        known = {*_MADE_BY, PIN, AUDIT_KEY}
+        known = {*_MADE_BY, self.folder.pin.name, self.folder.audit_key.name}
         files = [
             file
-            for file in inspect(self.folder, self.now)
+            for file in inspect(self.folder.path, self.now)
             if file.path.name in known or file.path.name.endswith(".request.json")
         ]
         wrong = [as_finding(problem) for file in files for problem in file.problems]
@@ -85,12 +81,12 @@ class Material:
 
     def joined(self) -> Finding:
         """What the site accepted when it joined, and whether its keys are those that it asked with."""
-        connection = read_connection(self.folder / CONNECTION)
-        self.authority = read_certificate(self.folder / AUTHORITY_CERTIFICATE, "the authority's certificate")
+        connection = read_connection(self.folder.connection)
+        self.authority = read_certificate(self.folder.authority, "the authority's certificate")
         self.connection = connection
-        request = read_request(request_path(self.folder, connection.site))
+        request = read_request(request_path(self.folder.path, connection.site))
         own = [
-            (NODE_KEY, point(read_node_key(self.folder / NODE_KEY).public_key()) == request.node),
+            (NODE_KEY, point(read_node_key(self.folder.node_key).public_key()) == request.node),
             (IDENTITY_KEY, self._identity().public == request.entry.identity),
             (CONNECTION, connection.request == request.hash),
         ]
@@ -112,9 +108,9 @@ class Material:
         Args:
             secure: Whether the policy or the configuration asks for secure aggregation, which needs one.
         """
-        roster = PinnedRoster(self.folder / PIN).pinned
+        roster = PinnedRoster(self.folder.pin).pinned
         if roster is None:
-            fix = "accept one: fedtune keys roster accept"
+            fix = "join again with a bundle that has one: fedtune client join"
             if secure:
                 return failed("FT841", "secure aggregation needs a roster, and none was accepted", fix=fix)
             return warning("no roster was accepted; only secure aggregation needs one", fix=fix)
@@ -124,7 +120,7 @@ class Material:
             return failed(
                 "FT841",
                 f"{said}: this site joined {printable(self.connection.federation)}",
-                fix="accept the roster of the federation that this site joined: fedtune keys roster accept",
+                fix="join again with a bundle of the federation that this site joined",
             )
         entry = roster.members.get(self._identity().public)
         if entry is None:
@@ -137,22 +133,23 @@ class Material:
 
     def policy_file(self) -> Finding:
         """What the site allows; every problem of the file."""
-        self.policy = load_policy(self.folder / POLICY)
+        self.policy = load_policy(self.folder.policy)
         policy = self.policy.policy
-        text = f"{POLICY} is complete, SHA-256 {self.policy.sha256[:16]}…"
+        text = f"is complete, SHA-256 {self.policy.sha256[:16]}…"
         if self.connection is None:
             return ok(text)
-        coordinator = fingerprint(self.connection.coordinator)
-        if coordinator not in policy.coordinators.values():
+        federation, coordinator = self.connection.federation, fingerprint(self.connection.coordinator)
+        if policy.coordinators.get(federation) != coordinator:
             return failed(
                 "FT640",
-                f"coordinators names nobody with the fingerprint {coordinator}, whom this site joined",
-                fix=f"write {printable(self.connection.federation)}: {coordinator} under coordinators",
+                f"coordinators does not name {printable(federation)} with the fingerprint {coordinator}, "
+                "as this site joined it",
+                fix=f"write {printable(federation)}: {coordinator} under coordinators, if you mean this one",
             )
-        return ok(f"{text}; it names the coordinator that this site joined")
+        return ok(f"{text}; it names the coordinator whom this site joined")
 
     def _identity(self) -> Identity:
-        return Identity.load(self.folder / IDENTITY_KEY)
+        return Identity.load(self.folder.identity)
 
 
 def _ending(file: Inspected) -> Iterator[Finding]:

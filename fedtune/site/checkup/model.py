@@ -1,10 +1,9 @@
-"""The base model at this site: whether it is there, what its hash is, and what training it takes."""
+"""A base model at this site: whether it is there, what its hash is, and what training on it takes."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,30 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 from fedtune.config.schema import Config, ModelConfig
 from fedtune.errors import ModelError, Problem
 from fedtune.observability import wording
-from fedtune.site.checkup.settings import Settings
 from fedtune.site.findings import Finding, failed, ok, warning
 from fedtune.site.policy_schema import SitePolicy
 
 if TYPE_CHECKING:
     from fedtune.models.estimate import Estimate
 
-__all__ = ["BaseModel", "at_this_site"]
+__all__ = ["BaseModel", "threads", "without_download"]
 
 _MIB: Final = 2**20
-
-
-def at_this_site(config: Config, settings: Settings) -> Config:
-    """A coordinator's configuration with the model, device and threads of this site."""
-    model = dataclasses.replace(
-        config.model,
-        name=settings.models.get(config.model.name) or config.model.name,
-        cache_dir=settings.cache_dir,
-        device=settings.device,
-    )
-    threads = settings.threads
-    return dataclasses.replace(
-        config, model=model, training=dataclasses.replace(config.training, threads=threads)
-    )
 
 
 def without_download(model: ModelConfig) -> ModelConfig:
@@ -59,9 +43,9 @@ def without_download(model: ModelConfig) -> ModelConfig:
             Problem(
                 code="FT301",
                 what=f"the base model {name} is not on this machine",
-                where="model of client.yaml, or model.name of the configuration",
+                where="models in client.yaml",
                 fix=f"where there is a network, run `hf download {name} --local-dir FOLDER`, copy FOLDER "
-                "here and set model in client.yaml to it",
+                "here and give its place in client.yaml",
             )
         ) from None
     return dataclasses.replace(model, name=str(folder))
@@ -69,38 +53,34 @@ def without_download(model: ModelConfig) -> ModelConfig:
 
 @dataclass(kw_only=True)
 class BaseModel:
-    """The base model, looked at check by check.
+    """A base model, looked at check by check.
 
     Attributes:
-        config: With the model, device and threads of this site.
-        named: Whether the site or a coordinator names the model; the default of fedtune is nobody's choice.
-        configured: Whether the configuration is a coordinator's.
-        hash: What `fedtune.models.base.base_hash` gives; None as long as that is not known.
+        name: What the federation calls it.
+        model: What it is called on this machine.
+        config: A coordinator's configuration as it holds here; None where there is none.
+        found: The model without any name to look up; None as long as it was not found.
+        hash: What `fedtune.models.base.base_hash` gives, likewise.
         estimate: What training takes, likewise.
     """
 
-    config: Config
-    named: bool
-    configured: bool
+    name: str
+    model: ModelConfig
+    config: Config | None
+    found: ModelConfig | None = None
     hash: str | None = None
     estimate: Estimate | None = None
-    found: ModelConfig | None = None
 
     def present(self) -> Finding:
         """Whether its files are on this machine; nothing is downloaded."""
         from fedtune.models.resolve import resolve  # noqa: PLC0415
 
-        if not self.named:
-            return warning(
-                "nobody names a base model",
-                fix="set model in client.yaml, or give the federation's configuration: --config FILE",
-            )
-        found = without_download(self.config.model)
+        found = without_download(self.model)
         source = resolve(found)
         self.found = found
         files = [source.path] if source.kind == "gguf" else sorted(source.path.glob("*.safetensors"))
         size = sum(file.stat().st_size for file in files)
-        return ok(f"{self.config.model.name}: {wording.bytes_(size)} of weights in {source.path}")
+        return ok(f"{wording.bytes_(size)} of weights in {source.path}")
 
     def allowed(self, policy: SitePolicy | None) -> Finding:
         """Its hash, which takes a while for large files the first time, and whether the policy allows it."""
@@ -119,7 +99,7 @@ class BaseModel:
             "FT854",
             f"{text}, is not among the policy's base_models",
             fix=f"if the site agrees to train this model, add {self.hash} to base_models in site.yaml; else "
-            "set model in client.yaml to one that is allowed",
+            "give the place of an allowed one in client.yaml",
         )
 
     def memory(self, policy: SitePolicy | None) -> Finding:
@@ -130,7 +110,7 @@ class BaseModel:
 
         limit = policy.limits.memory_mib if policy is not None else None
         free = psutil.virtual_memory().available / _MIB
-        if not self.configured:
+        if self.config is None:
             text = f"{free:,.0f} MiB free; what training takes depends on the configuration: --config FILE"
             if limit is not None and free < limit:
                 return warning(
@@ -140,8 +120,7 @@ class BaseModel:
             return ok(text)
         if self.found is None:
             return _unknown()
-        config = dataclasses.replace(self.config, model=self.found)
-        self.estimate = found = estimate(config)
+        self.estimate = found = estimate(dataclasses.replace(self.config, model=self.found))
         # What this process holds is free again when it has ended.
         free += found.libraries_mib
         text = f"{free:,.0f} MiB free, training is estimated to take {found.total_mib:,.0f} MiB"
@@ -156,20 +135,6 @@ class BaseModel:
             )
         return ok(text)
 
-    def threads(self) -> Finding:
-        """How many threads train, against the cores that there are."""
-        from fedtune.models.hardware import physical_cores  # noqa: PLC0415
-
-        cores, asked = physical_cores(), self.config.training.threads
-        if asked is None:
-            return ok(f"training takes the {cores} physical cores")
-        if asked > cores:
-            return warning(
-                f"client.yaml asks for {asked} threads, this machine has {cores} physical cores",
-                fix=f"set threads to at most {cores}: more are slower",
-            )
-        return ok(f"training takes {asked} of {cores} physical cores")
-
     def tokenizer(self) -> Any:
         """Its tokenizer; None where model or configuration are unknown, or a GGUF file is unconverted."""
         from fedtune.models.base import read_tokenizer  # noqa: PLC0415
@@ -177,19 +142,31 @@ class BaseModel:
         from fedtune.models.gguf import is_converted  # noqa: PLC0415
         from fedtune.models.resolve import resolve  # noqa: PLC0415
 
-        if self.found is None or not self.configured:
+        if self.found is None or self.config is None:
             return None
         source = resolve(self.found)
         if source.kind == "gguf" and not is_converted(source.path, cache_folder(self.found)):
             return None
         return read_tokenizer(self.found)
 
-    def folders(self, state: Path) -> Iterator[tuple[str, Path, str]]:
-        """What is kept in each folder that is written to, its path, and the key that moves it."""
-        from fedtune.models.cache import cache_folder  # noqa: PLC0415
 
-        yield "state", state, "the site's folder"
-        yield "models", cache_folder(self.config.model), "cache_dir in client.yaml"
+def threads(asked: int | None) -> Finding:
+    """How many threads train, against the cores that there are.
+
+    Args:
+        asked: What client.yaml says, else the configuration; None takes the physical cores.
+    """
+    from fedtune.models.hardware import physical_cores  # noqa: PLC0415
+
+    cores = physical_cores()
+    if asked is None:
+        return ok(f"training takes the {cores} physical cores")
+    if asked > cores:
+        return warning(
+            f"training would take {asked} threads, this machine has {cores} physical cores",
+            fix=f"set threads in client.yaml to at most {cores}: more are slower",
+        )
+    return ok(f"training takes {asked} of {cores} physical cores")
 
 
 def _unknown() -> Finding:

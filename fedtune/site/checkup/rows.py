@@ -83,7 +83,7 @@ class SiteRows:
             size = Path(path).expanduser().stat().st_size
             rows = wording.count(len(found.examples))
             yield ok(f"{rows} usable rows in {wording.bytes_(size)}")
-        if not Path(path).expanduser().is_absolute():
+        if not Path(path).is_absolute():
             yield warning(
                 f"{path} depends on the folder that the client is started in",
                 fix="write the whole path in site.yaml",

@@ -4,54 +4,50 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from fedtune.config.schema import Config
-from fedtune.keys.authority import AUTHORITY_CERTIFICATE
+from fedtune.config.schema import Config, ModelConfig
 from fedtune.keys.certificates import utc_now
 from fedtune.site import machine
-from fedtune.site.checkup import answer, certificate, reaching
+from fedtune.site.checkup import answer, certificate, model, reaching
 from fedtune.site.checkup.agreement import agreement
 from fedtune.site.checkup.making import made, not_made
 from fedtune.site.checkup.material import Material
-from fedtune.site.checkup.model import BaseModel, at_this_site
 from fedtune.site.checkup.route import Address, Way, dial, presented_certificate
 from fedtune.site.checkup.rows import SiteRows
-from fedtune.site.checkup.settings import Defaults, Settings
 from fedtune.site.findings import Check, Finding, ok
+from fedtune.site.folder import SiteFolder
+from fedtune.site.policy_schema import SitePolicy
+from fedtune.site.settings import SiteSettings, here, load_settings, local_model
 
 __all__ = ["run_site_checks"]
-
-STATE: Final = "state"
-SETTINGS: Final = "client.yaml"
 
 
 def run_site_checks(
     folder: Path,
     *,
-    settings: Callable[[], Settings] = Defaults,
     config: Callable[[], Config] | None = None,
     starting: Callable[[str], None] = lambda name: None,
 ) -> Iterator[Check]:
-    """Check a site's folder, its way to the server, its model and its data.
+    """Check a site's folder, its way to the server, its models and its data.
 
     A check whose precondition is not there says so and is no failure of its own: what it needs has failed
     above. Nothing is written but the kept hash of a model file, and nothing is downloaded.
 
     Args:
         folder: The site's.
-        settings: Reads the site's own settings; a `FedtuneError` of it is a finding.
-        config: Reads the configuration of a federation to check against; likewise. None for none.
+        config: Reads the configuration of a federation to check against; a `FedtuneError` of it is a finding.
+            None for none.
         starting: Told the name of each check before it is made: some take seconds.
     """
-    checkup = _Checkup(folder=folder, starting=starting)
-    yield from checkup.of_folder(settings, config)
+    checkup = _Checkup(folder=SiteFolder(folder), starting=starting)
+    yield from checkup.of_folder(config)
     yield from checkup.of_network()
-    yield from checkup.of_model()
+    yield from checkup.of_models()
     yield from checkup.of_rows()
     yield from checkup.of_machine()
     yield from checkup.of_agreement()
@@ -61,36 +57,38 @@ def run_site_checks(
 class _Checkup:
     """What earlier checks found, for later ones."""
 
-    folder: Path
+    folder: SiteFolder
     starting: Callable[[str], None]
-    settings: Settings | None = None
+    settings: SiteSettings | None = None
     config: Config | None = None
-    base: BaseModel | None = None
+    models: list[model.BaseModel] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.material = Material(folder=self.folder, now=utc_now())
+
+    @property
+    def policy(self) -> SitePolicy | None:
+        """What the site allows, if that is known."""
+        return None if self.material.policy is None else self.material.policy.policy
 
     def _made(self, name: str, check: Callable[[], Any]) -> Iterator[Check]:
         self.starting(name)
         yield from made(name, check)
 
-    def of_folder(
-        self, settings: Callable[[], Settings], config: Callable[[], Config] | None
-    ) -> Iterator[Check]:
+    def of_folder(self, config: Callable[[], Config] | None) -> Iterator[Check]:
         """What lies in it."""
         material = self.material
         yield from self._made("keys", material.keys)
         yield from self._made("joining", material.joined)
         yield from self._made("site.yaml", material.policy_file)
-        yield from self._made(SETTINGS, partial(self._read_settings, settings))
+        yield from self._made("client.yaml", self._read_settings)
         if config is not None:
             yield from self._made("configuration", partial(self._read_config, config))
         yield from self._made("roster", lambda: material.pinned(secure=self._secure))
 
-    def _read_settings(self, read: Callable[[], Settings]) -> Finding:
-        self.settings = read()
-        there = (self.folder / SETTINGS).exists()
-        return ok("is complete" if there else "there is none: the defaults apply")
+    def _read_settings(self) -> Finding:
+        self.settings = load_settings(self.folder.settings)
+        return ok("is complete")
 
     def _read_config(self, read: Callable[[], Config]) -> Finding:
         self.config = read()
@@ -98,8 +96,7 @@ class _Checkup:
 
     @property
     def _secure(self) -> bool:
-        policy = self.material.policy
-        required = policy is not None and policy.policy.secure_aggregation.required
+        required = self.policy is not None and self.policy.secure_aggregation.required
         return required or (self.config is not None and self.config.secagg.enabled)
 
     def of_network(self) -> Iterator[Check]:
@@ -114,7 +111,7 @@ class _Checkup:
             yield from self._along(way)
 
     def _dial(self, server: Address, ways: list[Way]) -> tuple[()]:
-        pem = (self.folder / AUTHORITY_CERTIFICATE).read_text(encoding="ascii", errors="replace")
+        pem = self.folder.authority.read_text(encoding="ascii", errors="replace")
         ways.append(dial(server, pem))
         return ()
 
@@ -138,68 +135,90 @@ class _Checkup:
         shown = way.certificate or presented_certificate(way.server)
         return certificate.judged(way, shown, self.material.authority, self.material.now)
 
-    def of_model(self) -> Iterator[Check]:
-        """The base model: there, and allowed."""
-        base: list[BaseModel] = []
-        yield from self._made("base model", partial(self._find_model, base))
-        if not base:
+    def of_models(self) -> Iterator[Check]:
+        """The base model of the configuration, or all that the settings name: there, and allowed."""
+        settings = self.settings
+        if settings is None:
+            yield from made("base model", lambda: not_made("client.yaml could not be read"))
             return
-        self.base = base[0]
-        policy = self.material.policy
-        allowed = partial(self.base.allowed, policy.policy if policy else None)
-        yield from self._made("hash of the base model", allowed)
+        for name in settings.models if self.config is None else (self.config.model.name,):
+            yield from self._made(f"base model {name}", partial(self._find_model, name, settings))
+        for base in self.models:
+            yield from self._made(f"hash of {base.name}", partial(base.allowed, self.policy))
 
-    def _find_model(self, base: list[BaseModel]) -> Finding:
+    def _find_model(self, name: str, settings: SiteSettings) -> Finding:
+        asked = self._default.model if self.config is None else self.config.model
+        local = local_model(dataclasses.replace(asked, name=name), settings)
+        self.models.append(model.BaseModel(name=name, model=local, config=self._here(local)))
+        return self.models[-1].present()
+
+    @property
+    def _default(self) -> Config:
+        """Stands for a coordinator's configuration where there is none."""
         from fedtune.config.compose import compose  # noqa: PLC0415
 
-        settings = self.settings or Defaults()
-        named = bool(settings.models) or self.config is not None
-        config = at_this_site(self.config or _of_first_model(compose(()), settings), settings)
-        base.append(BaseModel(config=config, named=named, configured=self.config is not None))
-        return base[0].present()
+        return compose(["name=doctor"])
+
+    def _here(self, local: ModelConfig) -> Config | None:
+        """The coordinator's configuration as it holds on this machine."""
+        if self.config is None or self.settings is None:
+            return None
+        files = self.policy.data.files if self.policy is not None else ()
+        return dataclasses.replace(
+            here(self.config, self.settings, files=files, runs_dir=self.folder.runs), model=local
+        )
 
     def of_rows(self) -> Iterator[Check]:
         """The data that the policy names."""
-        policy, connection = self.material.policy, self.material.connection
-        if policy is None or self.base is None:
+        policy, connection = self.policy, self.material.connection
+        if policy is None:
             yield from made("data", lambda: not_made("the policy could not be read"))
             return
         site = connection.site if connection is not None else "unknown"
-        rows = SiteRows(config=self.base.config, policy=policy.policy, site=site)
+        rows = SiteRows(config=self.config or self._default, policy=policy, site=site)
         yield from made("data", rows.sources)
         for path in rows.data.files:
             yield from self._made(f"data {path}", partial(rows.file, path))
         if rows.data.files:
-            yield from self._made("rows", partial(self._read_rows, rows, self.base))
+            yield from self._made("rows", lambda: rows.together(self._tokenizer()))
 
-    def _read_rows(self, rows: SiteRows, base: BaseModel) -> Iterator[Finding]:
-        return rows.together(base.tokenizer())
+    def _tokenizer(self) -> Any:
+        return self.models[0].tokenizer() if self.models else None
 
     def of_machine(self) -> Iterator[Check]:
         """Memory, threads, folders and disks."""
-        if self.base is None:
+        if self.settings is None:
+            yield from made("memory", lambda: not_made("client.yaml could not be read"))
             return
-        policy = self.material.policy
-        memory = partial(self.base.memory, policy.policy if policy else None)
-        yield from self._made("memory", memory)
-        yield from self._made("threads", self.base.threads)
-        for what, path, key in self.base.folders(self.folder / STATE):
+        for base in self.models[:1]:
+            yield from self._made("memory", partial(base.memory, self.policy))
+        given = self.config.training.threads if self.config is not None else None
+        yield from self._made("threads", partial(model.threads, self.settings.threads or given))
+        for what, path, key in self._folders(self.settings):
             yield from self._made(f"folder of {what}", partial(machine.writable, path, key=key))
             yield from self._made(f"disk of {what}", partial(machine.disk_space, path))
 
+    def _folders(self, settings: SiteSettings) -> Iterator[tuple[str, Path, str]]:
+        """What is kept in each folder that is written to, its path, and the key that moves it."""
+        from fedtune.models.cache import cache_folder  # noqa: PLC0415
+
+        asked = dataclasses.replace(self._default.model, cache_dir=settings.cache_dir)
+        yield "state", self.folder.state, "the site's folder"
+        yield "models", cache_folder(asked), "cache_dir in client.yaml"
+
     def of_agreement(self) -> Iterator[Check]:
         """The policy against the configuration."""
-        policy, connection, config = self.material.policy, self.material.connection, self.config
+        policy, connection, config = self.policy, self.material.connection, self.config
         if config is None:
             return
         if policy is None or connection is None:
             yield from made("policy", lambda: not_made("policy or connection could not be read"))
             return
-        base = self.base
+        base = self.models[0] if self.models else None
         yield from self._made(
             "policy",
             lambda: agreement(
-                policy.policy,
+                policy,
                 config,
                 connection,
                 base_model=base.hash if base else None,
@@ -207,9 +226,3 @@ class _Checkup:
                 now=datetime.now(UTC),
             ),
         )
-
-
-def _of_first_model(config: Config, settings: Settings) -> Config:
-    """The shipped configuration with the model that the site has first."""
-    name = next(iter(settings.models), config.model.name)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))

@@ -18,13 +18,10 @@ from flwr.app import Message, RecordDict
 
 from fedtune.aggregation.registry import aggregator
 from fedtune.config.schema import Config
-from fedtune.data.load import load_examples
-from fedtune.data.tokenize import tokenize_all
 from fedtune.errors import FederationError, Problem
 from fedtune.federation.client import build_client_app
 from fedtune.federation.dialogue import MESSAGE_TYPES, Stage, flower_failure
 from fedtune.federation.requests import train_request
-from fedtune.federation.site import Site
 from fedtune.federation.wire import (
     EvaluateReply,
     EvaluateRequest,
@@ -36,12 +33,10 @@ from fedtune.federation.wire import (
     content,
     parse_reply,
 )
-from fedtune.models.adapted import AdaptedModel, load_adapted_model, load_tokenizer
-from fedtune.models.adapter import initial_adapter
-from fedtune.models.hardware import physical_cores
+from fedtune.models.adapter import AdapterSpec, initial_adapter
 from fedtune.simulation.grid import InProcessGrid
-from fedtune.site.checkup.rows import data_of, split_of
-from fedtune.site.policy_schema import SitePolicy
+from fedtune.site.deployed import DeployedSite
+from fedtune.site.folder import SiteFolder
 from fedtune.site.preview.outgoing import Preview
 from fedtune.updates.codec import from_arrays, to_arrays
 
@@ -65,13 +60,12 @@ class Trial:
     norms: Mapping[str, float]
 
 
-def try_one_step(config: Config, *, site: str, policy: SitePolicy, round_number: int = 1) -> Trial:
+def try_one_step(config: Config, *, site: str, round_number: int = 1) -> Trial:
     """Answer a greeting, train one step on this site's own rows, and evaluate.
 
     Args:
-        config: The federation's, with this site's model and threads.
+        config: The federation's, as it holds on this machine (`fedtune.site.settings.here`).
         site: The site's name.
-        policy: Names the files of rows.
         round_number: The round whose factors are trained.
 
     Raises:
@@ -79,42 +73,29 @@ def try_one_step(config: Config, *, site: str, policy: SitePolicy, round_number:
         FederationError: FT609 and the like, as the site would have answered.
         ModelError: The model cannot be loaded.
     """
-    data = data_of(config.data, policy)
     step = dataclasses.replace(config.training, steps_per_round=1)
     plain = dataclasses.replace(config.secagg, enabled=False)
-    config = dataclasses.replace(config, data=data, training=step, secagg=plain)
-    loaded = load_examples(data)
-    split = split_of(len(loaded.examples), config, site)
-    tested = split.validation if config.evaluation.rows == "validation" else split.held_out
-    tokenizer = load_tokenizer(config.model)
-    train, held_out = (
-        tokenize_all([loaded.examples[row] for row in rows], tokenizer, data)
-        for rows in (split.train, tested)
-    )
-    model = load_adapted_model(
-        config.model, config.peft, gradient_checkpointing=config.training.gradient_checkpointing
-    )
+    config = dataclasses.replace(config, training=step, secagg=plain)
     with tempfile.TemporaryDirectory(prefix="fedtune-preview-") as folder:
-        rehearsal = Site(
-            name=site,
-            config=config,
-            train=train,
-            held_out=held_out,
-            skipped_rows=loaded.skipped_rows,
-            state_dir=Path(folder),
-            model=lambda: model,
-            threads=config.training.threads or physical_cores(),
+        deployed = DeployedSite(
+            folder=SiteFolder(Path(folder)), name=site, audit_head=lambda: bytes(32), on_step=_untold
         )
-        return _answered(InProcessGrid(build_client_app(lambda _: rehearsal), 1), model, config, round_number)
+        rehearsal = deployed.of(config)
+        grid = InProcessGrid(build_client_app(lambda _: rehearsal), 1)
+        return _answered(grid, rehearsal.model().spec, config, round_number)
 
 
-def _answered(grid: InProcessGrid, model: AdaptedModel, config: Config, round_number: int) -> Trial:
-    start = to_arrays(initial_adapter(model.spec, config.seed))
+def _untold(*_: object) -> None:
+    """Take no notice of a step."""
+
+
+def _answered(grid: InProcessGrid, spec: AdapterSpec, config: Config, round_number: int) -> Trial:
+    start = to_arrays(initial_adapter(spec, config.seed))
     request = train_request(config, aggregator(config.aggregation), round_number)
     hello, _ = _ask(grid, "hello", content(HelloRequest()), HelloReply)
     trained, update = _ask(grid, "train", content(request, start), TrainReply)
     evaluated, _ = _ask(grid, "evaluate", content(EvaluateRequest(round=0), start), EvaluateReply)
-    delta = from_arrays(arrays_of(update), model.spec, request.factors, where="this site's own reply")
+    delta = from_arrays(arrays_of(update), spec, request.factors, where="this site's own reply")
     return Trial(
         replies=(hello, trained, evaluated),
         norms={name: float(np.linalg.norm(tensor.astype(np.float64))) for name, tensor in delta.items()},

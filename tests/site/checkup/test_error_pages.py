@@ -25,6 +25,7 @@ from fedtune.site.checkup.model import BaseModel
 from fedtune.site.checkup.route import Address, Stage, Way
 from fedtune.site.checkup.rows import SiteRows
 from fedtune.site.findings import Finding
+from fedtune.site.folder import SiteFolder
 from fedtune.site.policy_file import example_path, parse_policy
 from fedtune.site.policy_schema import SitePolicy
 
@@ -97,21 +98,21 @@ def another_server() -> Finding:
 
 
 def other_model() -> Finding:
-    config = federation_config(Path("model"), Path("rows.jsonl"))
-    base = BaseModel(config=config, named=True, configured=True, found=config.model)
+    config = federation_config(Path("model"))
+    base = BaseModel(name="model", model=config.model, config=config, found=config.model)
     return base.allowed(any_policy())
 
 
 def bad_rows() -> Finding:
     rows = write_rows(Path("letters.jsonl"))
     rows.write_text(rows.read_text().replace("It is of grade 1.", ""), encoding="utf-8")
-    config = federation_config(Path("model"), rows)
+    config = federation_config(Path("model"))
     return next(SiteRows(config=config, policy=any_policy(str(rows)), site="ear").file(str(rows)))
 
 
 RAISE: dict[str, tuple[str, Callable[[], Finding]]] = {
-    "FT840": ("keys", lambda: next(Material(folder=Path("site"), now=NOW).keys())),
-    "FT841": ("roster", lambda: Material(folder=Path("site"), now=NOW).pinned(secure=True)),
+    "FT840": ("keys", lambda: next(Material(folder=SiteFolder(Path("site")), now=NOW).keys())),
+    "FT841": ("roster", lambda: Material(folder=SiteFolder(Path("site")), now=NOW).pinned(secure=True)),
     "FT842": ("name of the server", lambda: reaching.resolution(way("connection"))),
     "FT843": (
         "connection",
@@ -132,7 +133,7 @@ RAISE: dict[str, tuple[str, Callable[[], Finding]]] = {
     "FT851": ("certificate", lambda: judged(None)),
     "FT852": ("clock", late_clock),
     "FT853": ("SuperLink", another_server),
-    "FT854": ("hash of the base model", other_model),
+    "FT854": ("hash of the model", other_model),
     "FT855": ("data letters.jsonl", bad_rows),
 }
 

@@ -15,15 +15,16 @@ from support.site_folder import (
     policy_values,
     write_policy,
     write_rows,
+    write_settings,
 )
 from support.tiny_gguf import make_tiny_gguf
 from support.wayside import unused_port
 
 from fedtune.config.schema import Config
+from fedtune.config.wire import config_hash
 from fedtune.errors import FedtuneError, MachineError, Problem
 from fedtune.models.base import base_hash
 from fedtune.site.checkup.run import run_site_checks
-from fedtune.site.checkup.settings import Defaults, Settings
 from fedtune.site.findings import Check
 
 
@@ -35,7 +36,6 @@ class Ward:
     rows: Path
     config: Config
     values: dict[str, Any]
-    settings: Settings = dataclasses.field(default_factory=Defaults)
 
     def allow(self, **keys: Any) -> None:
         """Change keys of the policy; of a section, those that are given."""
@@ -43,11 +43,19 @@ class Ward:
         self.values |= keys | {name: (self.values[name] or {}) | value for name, value in sections.items()}
         write_policy(self.site.folder, self.values)
 
+    @property
+    def model(self) -> str:
+        """Name of the check of the base model."""
+        return f"base model {self.config.model.name}"
+
+    def settle(self, **keys: Any) -> None:
+        """Write the site's settings, with the configuration's model unless they say otherwise."""
+        write_settings(self.site.folder, **({"models": {self.config.model.name: None}} | keys))
+
     def checks(self, *, config: bool = True) -> list[Check]:
         return list(
             run_site_checks(
                 self.site.folder,
-                settings=lambda: self.settings,
                 config=(lambda: self.config) if config else None,
             )
         )
@@ -64,11 +72,12 @@ class Ward:
 def ward(tmp_path: Path, tiny_model_dir: Path) -> Ward:
     site = JoinedSite(root=tmp_path / "fed", address=f"127.0.0.1:{unused_port()}")
     rows = write_rows(tmp_path / "rows.jsonl")
-    config = federation_config(tiny_model_dir, rows)
+    config = federation_config(tiny_model_dir)
     values = policy_values(site, files=[str(rows)], base_models=[base_hash(config.model)])
     write_policy(site.folder, values)
-    settings = Defaults(models={"tiny": str(tiny_model_dir)}, cache_dir=str(tmp_path / "cache"), threads=1)
-    return Ward(site=site, rows=rows, config=config, values=values, settings=settings)
+    ward = Ward(site=site, rows=rows, config=config, values=values)
+    ward.settle(cache_dir=str(tmp_path / "cache"))
+    return ward
 
 
 def failures(checks: list[Check]) -> dict[str, str | None]:
@@ -89,8 +98,8 @@ def test_a_site_in_order_lacks_nothing_but_its_server(ward: Ward) -> None:
         "client.yaml",
         "configuration",
         "roster",
-        "base model",
-        "hash of the base model",
+        ward.model,
+        f"hash of {ward.config.model.name}",
         f"data {ward.rows}",
         "rows",
         "memory",
@@ -137,7 +146,7 @@ def test_a_connection_that_was_edited_is_noticed_and_the_rest_goes_on(ward: Ward
     path.write_text("{" + path.read_text())
     found = failures(ward.checks())
     assert found["joining"] == "FT636"
-    assert ward.named("base model").status == "ok"
+    assert ward.named(ward.model).status == "ok"
 
 
 def test_the_roster_has_to_hold_this_site(ward: Ward) -> None:
@@ -166,12 +175,15 @@ def test_a_policy_that_does_not_name_the_coordinator_says_what_to_write(ward: Wa
 
 def test_settings_and_configuration_that_cannot_be_read_are_findings(ward: Ward) -> None:
     def broken() -> Any:
-        raise MachineError(Problem(code="FT820", what="no", where="client.yaml", fix="mend"))
+        raise MachineError(Problem(code="FT107", what="no", where="config.yaml", fix="mend"))
 
-    checks = list(run_site_checks(ward.site.folder, settings=broken, config=broken))
-    found = failures(checks)
-    assert (found["client.yaml"], found["configuration"]) == ("FT820", "FT820")
-    assert {"memory", "threads"} <= {check.name for check in checks}
+    ward.settle(threads=0, device="tpu")
+    checks = list(run_site_checks(ward.site.folder, config=broken))
+    codes = [(check.name, check.code) for check in checks if check.status == "failed"]
+    assert [code for name, code in codes if name == "client.yaml"] == ["FT682", "FT682"]
+    assert ("configuration", "FT107") in codes
+    waiting = {check.name for check in checks if check.finding.startswith("not checked")}
+    assert waiting == {"certificate", "base model", "memory"}
 
 
 def test_nothing_that_a_check_raises_stops_the_doctor(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,47 +208,54 @@ def test_nothing_that_a_check_raises_stops_the_doctor(ward: Ward, monkeypatch: p
 def test_a_model_that_the_policy_does_not_allow_comes_with_its_hash(ward: Ward) -> None:
     expected = base_hash(ward.config.model)
     ward.allow(base_models=["0" * 64])
-    check = ward.named("hash of the base model")
+    check = ward.named(f"hash of {ward.config.model.name}")
     assert check.code == "FT854"
     assert f"add {expected} to base_models" in str(check.fix)
 
 
-def test_the_sites_own_model_counts_and_not_the_coordinators_path(ward: Ward) -> None:
+def test_the_place_of_a_model_is_the_sites_own_business(ward: Ward) -> None:
+    here = ward.config.model.name
     ward.config = dataclasses.replace(
-        ward.config, model=dataclasses.replace(ward.config.model, name="/coordinator/has/it/here")
+        ward.config, model=dataclasses.replace(ward.config.model, name="the coordinator's name")
     )
-    assert ward.named("base model").status == "ok"
-    ward.settings = Defaults()
-    check = ward.named("base model")
-    assert (check.status, check.code) == ("failed", "FT301")
+    ward.settle(models={"the coordinator's name": here})
+    check = ward.named(ward.model)
+    assert check.status == "ok"
+    assert here in check.finding
+    ward.settle(models={})
+    assert ward.named(ward.model).code == "FT644"
 
 
 def test_a_model_of_the_hub_is_looked_for_on_this_machine_alone(
-    ward: Ward, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ward: Ward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(*_: Any, **__: Any) -> Any:
         raise AssertionError("the doctor must download nothing")
 
     monkeypatch.setattr("fedtune.models.resolve._download", forbidden)
-    ward.settings = Defaults(models={"Nobody/No-Such-Model": None})
-    check = ward.named("base model")
+    ward.settle(models={ward.config.model.name: "Nobody/No-Such-Model"})
+    check = ward.named(ward.model)
     assert check.code == "FT301"
     assert "hf download Nobody/No-Such-Model" in str(check.fix)
-    assert ward.named("hash of the base model").status == "warning"
+    assert ward.named(f"hash of {ward.config.model.name}").status == "warning"
+    assert ward.named("memory").status == "warning"
 
 
-def test_without_a_model_and_a_configuration_nothing_is_hashed(ward: Ward) -> None:
-    ward.settings = Defaults()
-    assert ward.named("base model", config=False).finding == "nobody names a base model"
-    assert ward.named("memory", config=False).status in ("ok", "warning")
+def test_without_a_configuration_every_model_of_the_settings_is_looked_at(ward: Ward, tmp_path: Path) -> None:
+    ward.settle(models={"one": ward.config.model.name, "two": str(tmp_path / "nowhere")})
+    checks = ward.checks(config=False)
+    found = {check.name: check.status for check in checks if "base model" in check.name}
+    assert found == {"base model one": "ok", "base model two": "failed"}
+    assert [check.status for check in checks if check.name.startswith("hash of")] == ["ok", "warning"]
+    assert "--config" in next(check.finding for check in checks if check.name == "memory")
 
 
 def test_a_gguf_file_is_hashed_and_not_converted(ward: Ward, tmp_path: Path) -> None:
     model = tmp_path / "tiny.gguf"
     make_tiny_gguf(model)
-    ward.settings = Defaults(models={"tiny": str(model)}, cache_dir=str(tmp_path / "empty-cache"), threads=1)
-    assert ward.named("base model").status == "ok"
-    assert ward.named("hash of the base model").code == "FT854"
+    ward.settle(models={ward.config.model.name: str(model)}, cache_dir=str(tmp_path / "empty-cache"))
+    assert ward.named(ward.model).status == "ok"
+    assert ward.named(f"hash of {ward.config.model.name}").code == "FT854"
     assert not (tmp_path / "empty-cache" / "converted").exists()
 
 
@@ -254,8 +273,10 @@ def test_too_little_memory_is_noticed(ward: Ward, monkeypatch: pytest.MonkeyPatc
 
 
 def test_more_threads_than_cores_are_pointed_out(ward: Ward) -> None:
-    ward.settings = dataclasses.replace(Defaults(), models=ward.settings.models, threads=10_000)
+    ward.settle(threads=10_000)
     assert ward.named("threads").status == "warning"
+    ward.settle(threads=None)
+    assert ward.named("threads", config=False).finding.startswith("training takes the ")
 
 
 # The rows
@@ -383,7 +404,7 @@ def test_a_relative_path_and_no_path_are_pointed_out(
     monkeypatch.chdir(tmp_path)
     ward.allow(data={"files": ["rows.jsonl"]})
     assert [check.status for check in ward.all_named("data rows.jsonl")] == ["ok", "warning"]
-    ward.allow(data={"files": []})
+    ward.allow(data={"files": [], "sources": []})
     assert ward.named("data").finding == "the policy names no file of rows"
 
 
@@ -417,6 +438,19 @@ def test_rounds_that_take_days_are_told(ward: Ward) -> None:
     check = ward.all_named("policy")[1]
     assert check.status == "warning"
     assert "takes at least 2 days" in check.finding
+
+
+def test_a_simulation_is_refused_as_the_site_refuses_it(ward: Ward) -> None:
+    ward.config = dataclasses.replace(
+        ward.config, backend=dataclasses.replace(ward.config.backend, name="inprocess")
+    )
+    assert ward.named("policy").code == "FT645"
+
+
+def test_a_run_that_waits_for_approval_is_told_from_one_that_begins(ward: Ward) -> None:
+    assert "waits for `fedtune client approve`" in ward.named("policy").finding
+    ward.allow(preapproved=[config_hash(ward.config)])
+    assert ward.named("policy").finding.endswith("the run begins")
 
 
 def test_without_a_configuration_nothing_is_said_of_one(ward: Ward) -> None:

@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.superlink.main import create_app
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -27,6 +28,8 @@ from support.enrolment import NOW, Coordinator
 from support.site_folder import JoinedSite
 from support.wayside import Answer, Inspector, Proxy, proxying, serving_plain, serving_tls, unused_port
 
+from fedtune.coordinator.gate.server import Gate
+from fedtune.coordinator.gate.settings import GateSettings
 from fedtune.keys.certificates import (
     ServerNames,
     authority_certificate,
@@ -49,7 +52,9 @@ def port_of(site: JoinedSite) -> int:
 
 def network(site: JoinedSite) -> dict[str, Check]:
     """What the doctor finds of the network, by name."""
-    made = itertools.takewhile(lambda check: check.name != "base model", run_site_checks(site.folder))
+    made = itertools.takewhile(
+        lambda check: not check.name.startswith("base model"), run_site_checks(site.folder)
+    )
     names = {"name of the server", "connection", "proxy", "certificate", "SuperLink", "clock"}
     return {check.name: check for check in made if check.name in names}
 
@@ -352,8 +357,8 @@ def test_a_proxy_that_inspects_tls_is_named_and_gets_nothing_to_read(
 @pytest.mark.parametrize(
     ("said", "status", "words"),
     [
-        (Answer(status=502), "failed", "a gate answers at .*, but no SuperLink behind it"),
-        (Answer(status=429), "warning", "too many questions"),
+        (Answer(status=503), "failed", "a gate answers at .* and passes nothing on .*: no SuperLink"),
+        (Answer(status=429), "failed", "is no SuperLink: status 429"),
         (Answer(status=404), "failed", "is no SuperLink: status 404 for /v1/fleet/.*, from teapot"),
         (Answer(content_type="text/html"), "failed", "is no SuperLink: status 401"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "failed", "does not answer as a web server does"),
@@ -408,7 +413,8 @@ def test_a_clock_is_judged_wrong_only_beyond_what_the_date_leaves_open(
 
 
 def test_the_limits_are_flowers_own() -> None:
-    assert (answer.MOST_AHEAD_SECONDS, answer.MOST_BEHIND_SECONDS) == (5, 305)
+    assert answer.MOST_AHEAD_SECONDS == SYSTEM_TIME_TOLERANCE
+    assert answer.MOST_BEHIND_SECONDS == TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
 
 
 @pytest.mark.parametrize("text", ["yesterday", "", "Sun, 99 Nov 2026 15:08:56 GMT", "\x00"])
@@ -418,13 +424,15 @@ def test_a_date_that_is_none_is_no_crash(text: str) -> None:
     assert finding.status == "warning"
 
 
-def test_a_real_superlink_is_recognised(joined: JoinedSite, server: Files) -> None:
+@contextmanager
+def real_superlink(files: Files, port: int) -> Iterator[None]:
+    """Flower's own SuperLink over TLS on loopback, with nothing in it."""
     listening = uvicorn.Config(
         create_app(),
         host="127.0.0.1",
-        port=port_of(joined),
-        ssl_certfile=server[0],
-        ssl_keyfile=str(server[1]),
+        port=port,
+        ssl_certfile=files[0],
+        ssl_keyfile=str(files[1]),
         log_config=None,
         ws="none",
     )
@@ -434,11 +442,35 @@ def test_a_real_superlink_is_recognised(joined: JoinedSite, server: Files) -> No
     try:
         while not superlink.started:
             time.sleep(0.02)
-        found = network(joined)
+        yield
     finally:
         superlink.should_exit = True
         thread.join()
+
+
+def test_a_real_superlink_is_recognised(joined: JoinedSite, server: Files) -> None:
+    with real_superlink(server, port_of(joined)):
+        found = network(joined)
     assert {check.status for check in found.values()} == {"ok"}, found
+
+
+def test_a_superlink_is_recognised_behind_the_gate_and_missed_when_it_is_gone(joined: JoinedSite) -> None:
+    made, port = joined.certificate("both", ip=("127.0.0.1",)), unused_port()
+    files = made.certificate_path, made.key
+    settings = GateSettings(
+        listen=(f"127.0.0.1:{port_of(joined)}",),
+        superlink=f"127.0.0.1:{port}",
+        certificate=files[0],
+        key=files[1],
+        authority=joined.desk.folder / "ca.pem",
+    )
+    with Gate(settings):
+        gone = network(joined)
+    with real_superlink(files, port), Gate(settings):
+        found = network(joined)
+    assert {check.status for check in found.values()} == {"ok"}, found
+    assert codes(gone) == {"SuperLink": "FT853"}
+    assert "passes nothing on (status 503)" in gone["SuperLink"].finding
 
 
 def test_the_supernode_goes_the_same_way(
@@ -465,7 +497,8 @@ def test_the_supernode_goes_the_same_way(
 @given(text=st.text(max_size=80) | st.binary(max_size=80).map(lambda raw: raw.decode("latin-1")))
 def test_no_header_makes_a_check_crash(text: str) -> None:
     headers = dict.fromkeys(("date", "content-type", "server", "proxy-authenticate"), text)
-    way = Way(server=Address(host="a", port=1), first=Address(host="b", port=2), stage="tunnel")
+    nowhere = Address(host="127.0.0.1", port=1)
+    way = Way(server=nowhere, first=Address(host="b", port=2), stage="tunnel")
     way.status, way.headers, way.tunnel = 200, headers, (407, headers)
     for finding in (answer.clock(way), answer.superlink(way), *reaching.proxy(way)):
         assert finding.text.isprintable()

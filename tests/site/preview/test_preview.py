@@ -17,6 +17,7 @@ from fedtune.federation import wire
 from fedtune.federation.dialogue import MESSAGE_TYPES
 from fedtune.secagg.messages import Kind, Signed
 from fedtune.secagg.roster import Roster
+from fedtune.site.desk import METRIC_OF_FIELD
 from fedtune.site.policy_file import load_policy
 from fedtune.site.policy_schema import SitePolicy
 from fedtune.site.preview.described import described_fields, grouped, in_words
@@ -51,18 +52,24 @@ def roster(site: JoinedSite) -> Roster:
     return site.pin(*site.sites)
 
 
+def local(config: Config, policy: SitePolicy) -> Config:
+    """The configuration as it holds at this site."""
+    data = dataclasses.replace(config.data, source="files", files=policy.data.files)
+    return dataclasses.replace(config, data=data)
+
+
 def shown(config: Config, policy: SitePolicy | None, roster: Roster | None = None) -> Preview:
     return preview(config, site="ear", policy=policy, roster=roster)
 
 
 @pytest.fixture(scope="module")
-def plain(tiny_model_dir: Path, rows: Path) -> Config:
-    return federation_config(tiny_model_dir, rows)
+def plain(tiny_model_dir: Path) -> Config:
+    return federation_config(tiny_model_dir)
 
 
 @pytest.fixture(scope="module")
-def secure(tiny_model_dir: Path, rows: Path) -> Config:
-    return federation_config(tiny_model_dir, rows, "secagg=on")
+def secure(tiny_model_dir: Path) -> Config:
+    return federation_config(tiny_model_dir, "secagg=on")
 
 
 # The types decide what is shown
@@ -123,12 +130,10 @@ def test_every_frame_shows_all_that_is_packed_in_it(secure: Config, roster: Rost
 
 
 @pytest.fixture(scope="module", params=[(), *((metric,) for metric in METRICS), METRICS], ids=str)
-def tried(
-    request: pytest.FixtureRequest, tiny_model_dir: Path, rows: Path, policy: SitePolicy
-) -> tuple[Config, Trial]:
+def tried(request: pytest.FixtureRequest, tiny_model_dir: Path, policy: SitePolicy) -> tuple[Config, Trial]:
     metrics = f"federation.metrics=[{','.join(request.param)}]"
-    config = federation_config(tiny_model_dir, rows, metrics, "aggregation.weighting=uniform")
-    return config, try_one_step(config, site="ear", policy=policy)
+    config = federation_config(tiny_model_dir, metrics, "aggregation.weighting=uniform")
+    return config, try_one_step(local(config, policy), site="ear")
 
 
 def test_a_field_is_null_in_the_preview_exactly_where_the_site_says_nothing(
@@ -160,7 +165,7 @@ def test_a_trial_fills_in_values_and_norms_and_sends_no_word_of_the_rows(
     plain: Config, policy: SitePolicy, site: JoinedSite
 ) -> None:
     before = sorted(site.folder.iterdir())
-    trial = try_one_step(plain, site="ear", policy=policy)
+    trial = try_one_step(local(plain, policy), site="ear")
     filled = with_trial(shown(plain, policy), trial)
     values = {field.name: field.value for field in filled.messages[1].fields}
     assert values["examples"] == 4
@@ -173,6 +178,16 @@ def test_a_trial_fills_in_values_and_norms_and_sends_no_word_of_the_rows(
     assert CANARY not in text
     assert "grade" not in text
     assert sorted(site.folder.iterdir()) == before
+
+
+def test_the_preview_and_the_audit_log_say_the_same_of_each_number() -> None:
+    metrics = {
+        name: meaning.metric
+        for fields in MEANINGS.values()
+        for name, meaning in fields.items()
+        if meaning.metric
+    }
+    assert metrics == METRIC_OF_FIELD
 
 
 # How many bytes
@@ -215,8 +230,8 @@ def test_the_masked_update_counts_each_entry_once(secure: Config, roster: Roster
     )
 
 
-def test_alternating_rounds_send_one_factor_each(tiny_model_dir: Path, rows: Path) -> None:
-    config = federation_config(tiny_model_dir, rows, "aggregation=alternating")
+def test_alternating_rounds_send_one_factor_each(tiny_model_dir: Path) -> None:
+    config = federation_config(tiny_model_dir, "aggregation=alternating")
     first, second = (
         preview(config, site="ear", policy=None, roster=None, round_number=number).messages[1].tensors
         for number in (1, 2)
@@ -229,11 +244,9 @@ def test_alternating_rounds_send_one_factor_each(tiny_model_dir: Path, rows: Pat
     ("every", "number", "due"), [(0, 1, False), (0, 4, True), (1, 1, True), (2, 1, False), (2, 2, True)]
 )
 def test_an_evaluation_counts_in_the_rounds_that_have_one(
-    tiny_model_dir: Path, rows: Path, every: int, number: int, due: bool
+    tiny_model_dir: Path, every: int, number: int, due: bool
 ) -> None:
-    config = federation_config(
-        tiny_model_dir, rows, f"evaluation.every_rounds={every}", "federation.rounds=4"
-    )
+    config = federation_config(tiny_model_dir, f"evaluation.every_rounds={every}", "federation.rounds=4")
     found = preview(config, site="ear", policy=None, roster=None, round_number=number)
     (evaluation,) = [message for message in found.messages if message.name == "EvaluateReply"]
     assert evaluation.in_round == due
