@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from fedtune.commands.reporting import say
 from fedtune.commands.serving import stops_on_signals
 from fedtune.observability.json_log import log_to
-from fedtune.site.daemon import Client
 from fedtune.site.folder import SiteFolder
 
 __all__ = ["run_start"]
@@ -23,7 +23,10 @@ def run_start(arguments: argparse.Namespace) -> int:
     Returns:
         0.
     """
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a site looks for nothing on the internet
     folder = SiteFolder(Path(arguments.folder))
+    from fedtune.site.daemon import Client  # noqa: PLC0415  # transformers reads the variable as it is imported
+
     client = Client.of(folder, insecure=arguments.insecure)
     stop = stops_on_signals()
     most = client.settings.log_mib * _MIB // (_OLD_FILES + 1)

@@ -120,7 +120,7 @@ def _hello(message: Message, site: Site) -> Message:
         train_examples=site.told("examples", len(site.train)),
         held_out_examples=site.told("examples", len(site.held_out)),
         skipped_rows=site.told("examples", site.skipped_rows),
-        base_name=info.name,
+        base_name=site.base_name or info.name,
         base_hash=info.hash,
         parameters=info.parameters,
         adapter_parameters=info.adapter_parameters,

@@ -38,6 +38,7 @@ class Site:
         model: Gives the base model with an adapter; the same object at every call.
         threads: CPU threads of training and evaluation; they decide the rounding, so they are fixed.
         secure: What it has for secure aggregation; None where it takes no part.
+        base_name: What the federation calls its base model, where that is not how this machine finds it.
         on_step: Told of the site, the round and of each optimizer step, for a progress display.
     """
 
@@ -50,6 +51,7 @@ class Site:
     model: Callable[[], AdaptedModel]
     threads: int
     secure: SecureSite | None = None
+    base_name: str | None = None
     on_step: Callable[[str, int, StepReport], None] | None = None
 
     def told(self, metric: Metric, value: T) -> T | None:

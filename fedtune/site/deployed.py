@@ -67,8 +67,12 @@ class DeployedSite:
     _secure: SecureSite | None = None
     _pinned: Roster | None = field(default=None, repr=False)
 
-    def of(self, config: Config) -> Site:
-        """Return the site under a configuration that holds on this machine (`fedtune.site.settings.here`).
+    def of(self, config: Config, *, base_name: str) -> Site:
+        """Return the site under a configuration.
+
+        Args:
+            config: As it holds on this machine (`fedtune.site.settings.here`).
+            base_name: What the coordinator calls the base model: where that lies here does not leave.
 
         Raises:
             DataError: With all problems of the site's rows.
@@ -90,6 +94,7 @@ class DeployedSite:
             model=lambda: self._model(config),
             threads=config.training.threads or physical_cores(),
             secure=self._secured(config) if config.secagg.enabled else None,
+            base_name=base_name,
             on_step=self.on_step,
         )
 

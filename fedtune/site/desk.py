@@ -142,7 +142,8 @@ class Desk:
             self.audit.append(asked)
             received = _size(message)
             try:
-                self._current = self._site.of(self._admit(message, context, bundle))
+                given, config = self._admit(message, context, bundle)
+                self._current = self._site.of(config, base_name=given.model.name)
                 started = time.monotonic()
                 reply = self._app(message, context)
                 if kind == "train":
@@ -153,8 +154,8 @@ class Desk:
                 self._current = None
             return self._leave(reply, asked, received)
 
-    def _admit(self, message: Message, context: Context, bundle: str) -> Config:
-        """Return the configuration to work by, as it holds here.
+    def _admit(self, message: Message, context: Context, bundle: str) -> tuple[Config, Config]:
+        """Return the configuration as the coordinator gives it, and as it holds here.
 
         Raises:
             FedtuneError: What the standing, the bundle, the version, the configuration, the policy or a
@@ -179,7 +180,7 @@ class Desk:
         subject = Subject(run=given.name, config=config_hash(given), base_model=base, bundle=bundle)
         if kind == "secagg":
             self._require_approval(subject, given)
-            return config
+            return given, config
         now = self.clock()
         asked = Asked.of(
             given,
@@ -199,7 +200,7 @@ class Desk:
         self._require_approval(subject, given)
         if kind != "hello":
             self._accepted.add(kind, now, run=given.name, round_number=_round_of(message) or 0)
-        return config
+        return given, config
 
     def _require_standing(self) -> None:
         standing = read_standing(self.folder.standing)

@@ -118,6 +118,8 @@ def test_an_error_of_flower_has_a_reason() -> None:
 
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 KNOWN = {
+    "coordinator/control.py",
+    "federation/bundle.py",
     "secagg/bench_peer.py",
     "simulation/grid.py",
     "site/executor.py",

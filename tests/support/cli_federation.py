@@ -183,6 +183,8 @@ class CliFederation:
         for each in left:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
+        for process in self._processes.values():
+            process.wait(timeout=STOP_SECONDS)
         assert not left, f"still there after SIGTERM: {left}\n{self.logs()}"
 
     def want(self, *overrides: str) -> None:

@@ -78,15 +78,19 @@ def try_one_step(config: Config, *, site: str, round_number: int = 1) -> Trial:
     config = dataclasses.replace(config, training=step, secagg=plain)
     with tempfile.TemporaryDirectory(prefix="fedtune-preview-") as folder:
         deployed = DeployedSite(
-            folder=SiteFolder(Path(folder)), name=site, audit_head=lambda: bytes(32), on_step=_untold
+            folder=SiteFolder(Path(folder)),
+            name=site,
+            audit_head=lambda: bytes(32),
+            on_step=_untold,
+            on_model=_untold,
         )
-        rehearsal = deployed.of(config)
+        rehearsal = deployed.of(config, base_name=config.model.name)
         grid = InProcessGrid(build_client_app(lambda _: rehearsal), 1)
         return _answered(grid, rehearsal.model().spec, config, round_number)
 
 
 def _untold(*_: object) -> None:
-    """Take no notice of a step."""
+    """Take no notice."""
 
 
 def _answered(grid: InProcessGrid, spec: AdapterSpec, config: Config, round_number: int) -> Trial:
