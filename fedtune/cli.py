@@ -153,6 +153,11 @@ def _bench(commands: Commands) -> None:
     )
     add_json(startup)
 
+    deployment = commands.add_parser(
+        "deployment", help="a server and four sites as processes: what a round costs beyond training"
+    )
+    add_json(deployment)
+
     secagg = commands.add_parser("secagg", help="secure aggregation beside Flower's SecAgg+")
     secagg.add_argument("--scale", action="store_true", help="also 1,000 clients: some minutes more")
     add_json(secagg)

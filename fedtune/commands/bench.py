@@ -93,9 +93,17 @@ def _secagg(arguments: argparse.Namespace) -> dict[str, Value]:
         ) from error
 
 
+def _deployment(_: argparse.Namespace) -> dict[str, Value]:
+    """A server and four sites as processes."""
+    from fedtune.commands.bench_deployment import bench_deployment  # noqa: PLC0415
+
+    return bench_deployment()
+
+
 _BENCHES: dict[str, Callable[[argparse.Namespace], dict[str, Value]]] = {
     "startup": _startup,
     "secagg": _secagg,
+    "deployment": _deployment,
 }
 
 

@@ -139,11 +139,11 @@ class Dialogue:
         """
         if usable >= wanted:
             return
-        failed = [
+        failed = dict.fromkeys(
             f"{event.client} at {event.stage} ({event.code}: {event.reason})"
             for event in self.failures
             if event.round == round_number
-        ]
+        )
         raise FederationError(
             Problem(
                 code="FT607",
