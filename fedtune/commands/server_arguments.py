@@ -39,7 +39,10 @@ def add_server(commands: Commands) -> None:
     remove.add_argument("site", metavar="SITE", help="the site's name")
     add_json(remove)
 
-    _with_folder(commands, "start", "serve sites until stopped: the SuperLink, and the gate in front of it")
+    start = _with_folder(
+        commands, "start", "serve sites until stopped: the SuperLink, and the gate in front of it"
+    )
+    start.add_argument("--insecure", action="store_true", help="without TLS: a trial on this machine alone")
 
     run = _with_folder(commands, "run", "run a federation with the sites that are enrolled")
     how = run.add_mutually_exclusive_group()

@@ -12,6 +12,7 @@ from fedtune.commands.reporting import print_json, say
 from fedtune.config.compose import compose
 from fedtune.config.schema import Config
 from fedtune.coordinator.folder import CoordinatorFolder
+from fedtune.coordinator.nodes import enrolled_keys
 from fedtune.coordinator.status import RunStatus, ServerStatus, read_status
 from fedtune.coordinator.wanted import WantedRuns
 from fedtune.errors import ConfigError, FederationError, MachineError, Problem, RunError
@@ -48,7 +49,7 @@ def run_run(arguments: argparse.Namespace) -> int:
         name = _going_on(folder, status)
     else:
         config = composed(arguments.overrides)
-        _check(config, folder, status)
+        _check(config, folder)
         WantedRuns(folder.wanted).add(replace(config, runs_dir="runs", resume=False))
         name = config.name
         if arguments.detach:
@@ -105,9 +106,9 @@ def _going_on(folder: CoordinatorFolder, status: ServerStatus) -> str:
     )
 
 
-def _check(config: Config, folder: CoordinatorFolder, status: ServerStatus) -> None:
+def _check(config: Config, folder: CoordinatorFolder) -> None:
     problems = []
-    sites, federation, secagg = len(status.sites), config.federation, config.secagg
+    sites, federation, secagg = len(enrolled_keys(folder.nodes)), config.federation, config.secagg
     where = f"{folder.nodes}, with {sites} sites enrolled"
     if not sites:
         fix = f"enrol sites: fedtune server enrol {folder.path} REQUEST…"

@@ -23,9 +23,11 @@ def run_start(arguments: argparse.Namespace) -> int:
     """
     folder = CoordinatorFolder(Path(arguments.folder))
     settings = load_settings(folder.settings)
+    if arguments.insecure:
+        say("WITHOUT TLS, node keys and gate: whoever can log in to this machine can pose as a site")
     stop = stops_on_signals()
     with log_to(folder.logs, "server"):
         say(f"{settings.federation}: sites connect to {settings.address}; Ctrl-C stops the server")
-        Server(folder=folder, settings=settings).serve(stop)
+        Server(folder=folder, settings=settings, insecure=arguments.insecure).serve(stop)
     say("stopped; a run that was going on goes on when the server starts again")
     return 0

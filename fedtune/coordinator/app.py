@@ -6,6 +6,7 @@ process that was started for no coordinator, it is the ServerApp of Flower's sim
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -16,8 +17,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_from_json
-from fedtune.coordinator.folder import CoordinatorFolder
-from fedtune.coordinator.nodes import read_names
+from fedtune.coordinator.folder import INSECURE_VARIABLE, CoordinatorFolder
+from fedtune.coordinator.nodes import enrolled_keys, read_names
 from fedtune.coordinator.settings import load_settings
 from fedtune.errors import RunError
 from fedtune.federation import server
@@ -51,7 +52,9 @@ def _run(grid: Grid, config: Config, folder: CoordinatorFolder) -> None:
     started = time.time()
     run = _taken_over(folder.runs / config.name)
     session = RunSession(config=config, run=run, started=started)
-    registered = partial(read_names, folder.names)
+    enrolled = len(enrolled_keys(folder.nodes))
+    insecure = os.environ.get(INSECURE_VARIABLE) == "1"
+    registered = None if insecure else partial(read_names, folder.names)
     with session:
         session.begin()
         if session.is_complete:
@@ -65,7 +68,7 @@ def _run(grid: Grid, config: Config, folder: CoordinatorFolder) -> None:
             grid,
             config,
             run,
-            expected_clients=len(registered()),
+            expected_clients=enrolled,
             split=None,
             secure=secure,
             registered=registered,

@@ -64,14 +64,14 @@ class Control:
 
     Args:
         port: Where it listens on 127.0.0.1.
-        authority: The certificate by which it is known.
+        authority: The certificate by which it is known; None speaks without TLS.
     """
 
-    def __init__(self, port: int, authority: Path) -> None:
+    def __init__(self, port: int, authority: Path | None) -> None:
         self._client = ControlHttpClient.from_server_address(
             server_address=f"127.0.0.1:{port}",
-            insecure=False,
-            root_certificates=authority.read_bytes(),
+            insecure=authority is None,
+            root_certificates=None if authority is None else authority.read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-cli")],
         )
 

@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import httpx
@@ -52,10 +52,12 @@ class Server:
     Attributes:
         folder: The coordinator's.
         settings: As read from it.
+        insecure: Without TLS, without node keys and without a gate, on 127.0.0.1 alone.
     """
 
     folder: CoordinatorFolder
     settings: ServerSettings
+    insecure: bool = False
     _control: Control | None = None
     _superlink: subprocess.Popen[bytes] | None = None
     _submission: Submission | None = None
@@ -76,13 +78,32 @@ class Server:
         with self._lock():
             try:
                 self._start_superlink(stop)
-                with self._gate() as gate:
+                with ExitStack() as stack:
+                    gate = None if self.insecure else stack.enter_context(self._gate())
                     while not stop.is_set():
-                        gate.check()
+                        if gate is not None:
+                            gate.check()
                         self._look(stop)
                         stop.wait(LOOK_SECONDS)
             finally:
                 self._end()
+
+    @property
+    def _port(self) -> int:
+        """Where the SuperLink listens on 127.0.0.1: behind the gate, or where sites connect without one."""
+        if not self.insecure:
+            return self.settings.superlink_port
+        host, _, port = self.settings.address.rpartition(":")
+        if host not in ("127.0.0.1", "localhost"):
+            raise MachineError(
+                Problem(
+                    code="FT687",
+                    what=f"--insecure speaks without TLS, and sites connect to {self.settings.address}",
+                    where="--insecure",
+                    fix="leave --insecure out, or make a coordinator with --ip 127.0.0.1 for a trial",
+                )
+            )
+        return int(port)
 
     def _gate(self) -> Gate:
         limits = self.settings.gate
@@ -121,6 +142,8 @@ class Server:
         self._write_status()
 
     def _follow_nodes(self, control: Control) -> None:
+        if self.insecure:  # nodes register themselves, and say who they are when they are greeted
+            return
         keys = enrolled_keys(self.folder.nodes)
         if keys == self._keys and time.monotonic() - self._looked < NODES_SECONDS:
             return
@@ -141,7 +164,8 @@ class Server:
             current = self._submission = self._submitted(next(iter(runs.values())))
         if current.run.name in runs:
             current.run = runs[current.run.name]
-        current.advance(control, sites=len(self._enrolled))
+        sites = len(enrolled_keys(self.folder.nodes)) if self.insecure else len(self._enrolled)
+        current.advance(control, sites=sites)
         if current.has_ended:
             wanted.drop(current.run.name)
             logger.info("run %s: %s %s", current.run.name, current.state, current.reason)
@@ -156,9 +180,9 @@ class Server:
     def _start_superlink(self, stop: threading.Event) -> None:
         self._close_control()
         self._superlink = start_superlink(
-            self.folder, self.settings.superlink_port, alive=lambda: not stop.is_set()
+            self.folder, self._port, insecure=self.insecure, alive=lambda: not stop.is_set()
         )
-        self._control = Control(self.settings.superlink_port, self.folder.authority)
+        self._control = Control(self._port, None if self.insecure else self.folder.authority)
         self._control.stop_all()
         self._keys = None
 

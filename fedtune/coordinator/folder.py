@@ -18,10 +18,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HOME_VARIABLE", "CoordinatorFolder"]
+__all__ = ["HOME_VARIABLE", "INSECURE_VARIABLE", "CoordinatorFolder"]
 
 HOME_VARIABLE = "FEDTUNE_COORDINATOR"
 """Environment variable that tells the ServerApp, a process of Flower's, whose it is."""
+
+INSECURE_VARIABLE = "FEDTUNE_INSECURE"
+"""Environment variable that tells it that nodes connect without keys: nobody's name is known by one."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fedtune.coordinator.folder import HOME_VARIABLE, CoordinatorFolder
+from fedtune.coordinator.folder import HOME_VARIABLE, INSECURE_VARIABLE, CoordinatorFolder
 from fedtune.errors import MachineError, Problem
 from fedtune.federation.processes import environment, listens, script, spawn
 
@@ -23,7 +23,7 @@ _KEPT_LOGS = 14
 
 
 def start_superlink(
-    folder: CoordinatorFolder, port: int, *, alive: Callable[[], bool]
+    folder: CoordinatorFolder, port: int, *, insecure: bool, alive: Callable[[], bool]
 ) -> subprocess.Popen[bytes]:
     """Start the SuperLink and wait until it listens.
 
@@ -33,6 +33,7 @@ def start_superlink(
     Args:
         folder: The coordinator's.
         port: Where it listens on 127.0.0.1.
+        insecure: Without TLS and without node keys: whoever can log in to this machine can pose as a site.
         alive: Whether to go on waiting.
 
     Raises:
@@ -49,12 +50,16 @@ def start_superlink(
         )
     folder.flower_home.mkdir(parents=True, exist_ok=True)
     command = [script("flower-superlink"), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--ssl-ca-certfile", str(folder.authority), "--ssl-certfile", str(folder.certificate)]
-    command += ["--ssl-keyfile", str(folder.key), "--enable-supernode-auth"]
+    if insecure:
+        command += ["--insecure"]
+    else:
+        command += ["--ssl-ca-certfile", str(folder.authority), "--ssl-certfile", str(folder.certificate)]
+        command += ["--ssl-keyfile", str(folder.key), "--enable-supernode-auth"]
     command += ["--database", str(folder.database), "--disable-runtime-dependency-installation"]
     command += ["--log-file", str(folder.state / LOG), "--log-rotation-interval-hours", "24"]
     command += ["--log-rotation-backup-count", str(_KEPT_LOGS)]
     env = environment(folder.flower_home) | {HOME_VARIABLE: str(folder.path.resolve())}
+    env |= {INSECURE_VARIABLE: "1"} if insecure else {}
     # What it writes on its output is in its log as well; what breaks before that is kept here.
     output = folder.state / "superlink.out"
     with output.open("wb") as file:

@@ -84,10 +84,12 @@ class CliFederation:
     Attributes:
         path: The folder of everything.
         sites: Folder of each site, by name.
+        port: Where the gate listens on 127.0.0.1.
     """
 
     path: Path
     sites: dict[str, SiteFolder] = field(default_factory=dict)
+    port: int = 0
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -103,6 +105,7 @@ class CliFederation:
         """Make and enrol everything; nothing is started."""
         self.rows.mkdir()
         port, superlink = free_ports(2)
+        self.port = port
         folder = self.coordinator
         made = fedtune(
             *("server", "init", folder.path, "--federation", "lungs", "--ip", "127.0.0.1"),
@@ -134,6 +137,10 @@ class CliFederation:
             edit(site.policy, "metrics: [held_out_loss]", "metrics: [examples, held_out_loss]")
             edit(site.policy, "rounds_per_day: 12", "rounds_per_day: 1000")
             edit(site.policy, "evaluations_per_day: 14", "evaluations_per_day: 1000")
+
+    def lead_through(self, name: str, port: int) -> None:
+        """Let a site connect to another port of this machine, which leads to the gate."""
+        edit(self.sites[name].connection, f"127.0.0.1:{self.port}", f"127.0.0.1:{port}")
 
     def start(self) -> None:
         """Start the server and every site, and wait until all are connected."""
