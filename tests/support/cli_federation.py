@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from support.link import Link
 from support.tiny_federation import write_rows
 
 from fedtune.coordinator.folder import CoordinatorFolder
@@ -85,11 +86,13 @@ class CliFederation:
         path: The folder of everything.
         sites: Folder of each site, by name.
         port: Where the gate listens on 127.0.0.1.
+        links: Each site's line to the gate.
     """
 
     path: Path
     sites: dict[str, SiteFolder] = field(default_factory=dict)
     port: int = 0
+    links: dict[str, Link] = field(default_factory=dict)
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -129,7 +132,8 @@ class CliFederation:
             bundle = folder.bundles / f"{name}.bundle.json"
             fingerprint = enrolled["roster"]["fingerprint"]
             fedtune("client", "join", self.path / name, bundle, "--roster-fingerprint", fingerprint)
-            site = self.sites[name]
+            site, self.links[name] = self.sites[name], Link(port)
+            edit(site.connection, f"127.0.0.1:{port}", f"127.0.0.1:{self.links[name].port}")
             edit(site.settings, "health: 127.0.0.1:9465", f"health: 127.0.0.1:{health}")
             edit(site.policy, "preapproved: []", "preapproved: [any]")
             edit(site.policy, "required: true", "required: false")
@@ -137,10 +141,6 @@ class CliFederation:
             edit(site.policy, "metrics: [held_out_loss]", "metrics: [examples, held_out_loss]")
             edit(site.policy, "rounds_per_day: 12", "rounds_per_day: 1000")
             edit(site.policy, "evaluations_per_day: 14", "evaluations_per_day: 1000")
-
-    def lead_through(self, name: str, port: int) -> None:
-        """Let a site connect to another port of this machine, which leads to the gate."""
-        edit(self.sites[name].connection, f"127.0.0.1:{self.port}", f"127.0.0.1:{port}")
 
     def start(self) -> None:
         """Start the server and every site, and wait until all are connected."""
@@ -192,6 +192,8 @@ class CliFederation:
                 each.kill()
         for process in self._processes.values():
             process.wait(timeout=STOP_SECONDS)
+        for link in self.links.values():
+            link.close()
         assert not left, f"still there after SIGTERM: {left}\n{self.logs()}"
 
     def want(self, *overrides: str) -> None:

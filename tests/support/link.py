@@ -5,11 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Literal
 
-__all__ = ["Link", "link_to"]
+__all__ = ["Link"]
 
 State = Literal["open", "cut", "silent"]
 
@@ -107,13 +106,3 @@ class Link:
                 with suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
                 each.close()
-
-
-@contextmanager
-def link_to(target: int) -> Iterator[Link]:
-    """Open a link to a port of 127.0.0.1, and close it."""
-    link = Link(target)
-    try:
-        yield link
-    finally:
-        link.close()

@@ -1,41 +1,20 @@
-"""Lines between sites and server that are cut, slow or silent, and a site whose disk is full."""
+"""Lines between sites and server that are cut, slow or silent."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from e2e.test_federation import last_adapter, simulated
 from support.cli_federation import CliFederation, tiny_run
-from support.link import Link, link_to
+from support.outcomes import last_adapter, simulated
 
 from fedtune.observability.events import ClientFailed, ClientTrained, QuorumMissed, RoundAggregated
 
 pytestmark = pytest.mark.e2e
 
 PLAIN = ("secagg=off", "federation.metrics=[held_out_loss]", "aggregation.weighting=uniform")
-
-
-@pytest.fixture(scope="module")
-def links(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path
-) -> Iterator[tuple[CliFederation, dict[str, Link]]]:
-    """Four sites; the way of ``ear`` and of ``eye`` to the server leads through a link of its own."""
-    path = tmp_path_factory.mktemp("links") / "federation"
-    path.mkdir()
-    federation = CliFederation(path=path)
-    federation.make(tiny_model_dir)
-    with link_to(federation.port) as ear, link_to(federation.port) as eye:
-        federation.lead_through("ear", ear.port)
-        federation.lead_through("eye", eye.port)
-        try:
-            federation.start()
-            yield federation, {"ear": ear, "eye": eye}
-        finally:
-            federation.stop()
 
 
 def trained(federation: CliFederation, run: str) -> set[str]:
@@ -49,27 +28,27 @@ def wait_for_end(federation: CliFederation, run: str) -> str:
 
 
 def test_a_slow_and_cut_line_changes_nothing(
-    links: tuple[CliFederation, dict[str, Link]], tiny_model_dir: Path, tmp_path: Path
+    federation: CliFederation, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     """The site that is cut off in mid-round comes back, is asked again, and gives the same update."""
-    federation, lines = links
+    lines = federation.links
     lines["eye"].delay_seconds = 0.05
-    federation.want("name=cut", *PLAIN, *tiny_run(federation__round_timeout_seconds=40))
+    federation.want("name=cut", *PLAIN, *tiny_run(seed=2, federation__round_timeout_seconds=40))
     federation.wait("a first update", lambda: len(trained(federation, "cut")) > 0, seconds=200)
     lines["ear"].cut()
     time.sleep(10)
     lines["ear"].mend()
     assert wait_for_end(federation, "cut") == "completed"
     lines["eye"].delay_seconds = 0.0
-    expected = simulated(federation, tmp_path, tiny_model_dir, "aggregation.weighting=uniform")
+    expected = simulated(federation, tmp_path, tiny_model_dir, "seed=2", "aggregation.weighting=uniform")
     adapter = last_adapter(federation.coordinator.runs / "cut", 2, tiny_model_dir)
     for tensor, value in expected.items():
         np.testing.assert_array_equal(adapter[tensor], value, strict=True)
 
 
-def test_a_silent_line_holds_up_no_one_else(links: tuple[CliFederation, dict[str, Link]]) -> None:
+def test_a_silent_line_holds_up_no_one_else(federation: CliFederation) -> None:
     """A firewall that drops: the site is named when its time is over, and the others' round counts."""
-    federation, lines = links
+    lines = federation.links
     federation.wait("the sites", federation.all_connected, seconds=200)
     lines["ear"].state = "silent"
     quorum = tiny_run(

@@ -1,6 +1,6 @@
 """Whatever is killed, whenever: the run ends with the adapter of an undisturbed one, or stops with a reason.
 
-``FEDTUNE_KILLS=30 pytest tests/e2e/test_kill.py`` does more repetitions; each is drawn from its number.
+``FEDTUNE_KILLS=30 pytest tests/e2e/federation/test_kill.py`` does more; each is drawn from its number.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from e2e.test_federation import last_adapter, simulated
-from support.cli_federation import CliFederation, cli_federation, tiny_run
+from support.cli_federation import CliFederation, tiny_run
+from support.outcomes import last_adapter, simulated
 
 from fedtune.models.adapter import Adapter
 from fedtune.observability.events import RoundFinished, SecureSum, effective_events
@@ -30,13 +29,6 @@ LONGEST_UNTIL_KILL_SECONDS = 35.0
 LONGEST_RUN_SECONDS = 600.0
 ROUNDS = 2
 VICTIMS = ("ear", "heart", "ServerApp", "SuperLink", "server", "everything")
-
-
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[CliFederation]:
-    path = tmp_path_factory.mktemp("kill") / "federation"
-    with cli_federation(path, tiny_model_dir) as federation:
-        yield federation
 
 
 def overrides(blow: Blow) -> list[str]:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.canary import assert_no_trace
-from support.cli_federation import CANARY, CliFederation, cli_federation, tiny_run
+from support.cli_federation import CANARY, CliFederation, tiny_run
+from support.outcomes import last_adapter, simulated
 
-import fedtune
 from fedtune.cli import main
 from fedtune.config.compose import compose
-from fedtune.federation.checkpoint import load_checkpoint
 from fedtune.federation.secure import round_encoding
 from fedtune.models.adapted import adapter_spec
-from fedtune.models.adapter import Adapter
 from fedtune.observability.events import ClientFailed, RoundAggregated, SecureSum
-from fedtune.observability.run_directory import RunDirectory
 from fedtune.secagg.files import read_roster
 from fedtune.secagg.identity import Identity
 from fedtune.site.audit import verify_audit
@@ -28,35 +23,6 @@ from fedtune.site.audit import verify_audit
 pytestmark = pytest.mark.e2e
 
 EVERYBODY = ("ear", "eye", "heart", "skin")
-
-
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[CliFederation]:
-    """One federation for all tests of this file, which use it one after another."""
-    path = tmp_path_factory.mktemp("cli") / "federation"
-    with cli_federation(path, tiny_model_dir) as federation:
-        yield federation
-
-
-def simulated(federation: CliFederation, folder: Path, model: Path, *overrides: str) -> Adapter:
-    """The last adapter of a simulation of the same sites, with the same seeds and threads."""
-    files = ",".join(str(federation.rows / f"{name}.jsonl") for name in EVERYBODY)
-    run = fedtune.simulate(
-        [
-            *(text for text in tiny_run(model__name=model) if not text.startswith("secagg.")),
-            *("name=simulated", f"runs_dir={folder}", "data=files", f"data.files=[{files}]"),
-            *("partition=natural", "partition.column=site", f"partition.values=[{','.join(EVERYBODY)}]"),
-            *("evaluation.generations=0", *overrides),
-        ]
-    )
-    return last_adapter(run.path, run.config.federation.rounds, model)
-
-
-def last_adapter(path: Path, rounds: int, model: Path) -> Adapter:
-    config = compose([*tiny_run(), "name=shape"])
-    spec = adapter_spec(replace(config.model, name=str(model)), config.peft)
-    with RunDirectory.create(path, resume=True) as run:
-        return load_checkpoint(run, rounds, spec).adapter
 
 
 def audit_lines(federation: CliFederation, site: str) -> list[dict[str, object]]:
