@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from fedtune.federation.bundle import write_bundle
 from flwr.proto.control_pb2 import RegisterNodeRequest, UnregisterNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -24,6 +23,7 @@ from support.gate import certified, client_of, gate_settings, trusting
 from support.namespace import HERE, THERE, namespace, there
 
 from fedtune.coordinator.gate.server import Gate
+from fedtune.federation.bundle import write_bundle
 from fedtune.federation.processes import (
     environment,
     free_ports,
