@@ -72,7 +72,7 @@ def _is_passing(name: str) -> bool:
 
 def is_private(name: str) -> bool:
     """Whether only its owner may read this file of a backup."""
-    return name.endswith(".key") or name in (DATABASE, NOTIFIED)
+    return name.endswith(".key") or name == DATABASE
 
 
 def stored_mode(name: str, mode: int) -> int:

@@ -26,13 +26,17 @@ from fedtune.coordinator.folder import CoordinatorFolder
 from fedtune.coordinator.gate.server import Gate
 from fedtune.coordinator.gate.settings import GateSettings
 from fedtune.coordinator.nodes import Enrolled, enrolled_keys, synchronise
-from fedtune.coordinator.settings import ServerSettings
+from fedtune.coordinator.notices import RunNotices
+from fedtune.coordinator.notify import Notifier
+from fedtune.coordinator.notify_expiry import ExpiryWatch
+from fedtune.coordinator.settings import ServerSettings, notify_settings
 from fedtune.coordinator.status import ServerStatus, SiteStatus, write_status
 from fedtune.coordinator.submission import Submission
 from fedtune.coordinator.superlink import end_process, start_superlink
 from fedtune.coordinator.wanted import WantedRun, WantedRuns
 from fedtune.errors import FedtuneError, MachineError, Problem
 from fedtune.federation.processes import environment
+from fedtune.keys.certificates import utc_now
 from fedtune.observability.disk import disk_errors
 
 __all__ = ["Server"]
@@ -40,6 +44,7 @@ __all__ = ["Server"]
 LOOK_SECONDS = 1.0
 NODES_SECONDS = 5.0
 RESTART_SECONDS = 2.0
+EXPIRY_SECONDS = 3_600.0
 _MIB = 2**20
 
 logger = logging.getLogger(__name__)
@@ -64,6 +69,8 @@ class Server:
     _enrolled: list[Enrolled] = field(default_factory=list)
     _keys: dict[str, bytes] | None = None
     _looked: float = 0.0
+    _notifier: Notifier | None = None
+    _notices: RunNotices | None = None
 
     def serve(self, stop: threading.Event) -> None:
         """Serve until ``stop`` is set; then runs are interrupted, and go on when the server starts again.
@@ -79,11 +86,19 @@ class Server:
             try:
                 self._start_superlink(stop)
                 with ExitStack() as stack:
+                    self._notifier = stack.enter_context(Notifier(notify_settings(self.settings)))
+                    expiry = ExpiryWatch(
+                        self.folder.path, federation=self.settings.federation, give=self._notifier.give
+                    )
+                    look_at_expiry = 0.0
                     gate = None if self.insecure else stack.enter_context(self._gate())
                     while not stop.is_set():
                         if gate is not None:
                             gate.check()
                         self._look(stop)
+                        if time.monotonic() >= look_at_expiry:
+                            expiry.look(utc_now())
+                            look_at_expiry = time.monotonic() + EXPIRY_SECONDS
                         stop.wait(LOOK_SECONDS)
             finally:
                 self._end()
@@ -166,11 +181,22 @@ class Server:
             current.run = runs[current.run.name]
         sites = len(enrolled_keys(self.folder.nodes)) if self.insecure else len(self._enrolled)
         current.advance(control, sites=sites)
+        if self._notices is not None:
+            self._notices.look()
         if current.has_ended:
+            if self._notices is not None:
+                self._notices.ended(current.status)
             wanted.drop(current.run.name)
             logger.info("run %s: %s %s", current.run.name, current.state, current.reason)
 
     def _submitted(self, run: WantedRun) -> Submission:
+        if self._notifier is not None:
+            self._notices = RunNotices(
+                self.folder.runs / run.name / "rounds.jsonl",
+                federation=self.settings.federation,
+                run=run.name,
+                give=self._notifier.give,
+            )
         return Submission(
             run=run,
             folder=self.folder.runs / run.name,

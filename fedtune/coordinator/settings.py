@@ -13,8 +13,17 @@ from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
 from fedtune.config.typed_yaml import TypedYaml
+from fedtune.coordinator.notify_settings import Kind, NotifySettings, parse_notify
 
-__all__ = ["SETTINGS", "GateLimits", "NotifySettings", "ServerSettings", "load_settings", "written"]
+__all__ = [
+    "SETTINGS",
+    "GateLimits",
+    "NotifySection",
+    "ServerSettings",
+    "load_settings",
+    "notify_settings",
+    "written",
+]
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -27,7 +36,6 @@ Name = Annotated[str, Field(min_length=1)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Happening = Literal["quorum_lost", "failed", "expiry", "finished"]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -48,7 +56,7 @@ class GateLimits:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class NotifySettings:
+class NotifySection:
     """Whom to tell."""
 
     command: tuple[Name, ...] | None
@@ -57,7 +65,7 @@ class NotifySettings:
     webhook: Name | None
     """An https address to which the object is sent; null for none."""
 
-    on: tuple[Happening, ...]
+    on: tuple[Kind, ...]
     """What to tell: a round without its quorum, a failed run, a certificate that ends, a finished run."""
 
 
@@ -91,7 +99,7 @@ class ServerSettings:
     resubmissions: Annotated[int, Field(ge=0)]
     """How often a run whose process was killed is started again before it is given up."""
 
-    notify: NotifySettings
+    notify: NotifySection
     """Whom to tell when something happens."""
 
 
@@ -110,7 +118,20 @@ def load_settings(path: Path) -> ServerSettings:
         MachineError: FT660 for a file that cannot be used; otherwise every problem in it: FT661 an unknown
         key, FT662 a value that a key does not take, FT663 a key without a value.
     """
-    return SETTINGS.load(path).value
+    settings = SETTINGS.load(path).value
+    notify_settings(settings, where=str(path))
+    return settings
+
+
+def notify_settings(settings: ServerSettings, *, where: str = "server.yaml") -> NotifySettings:
+    """Return whom to tell.
+
+    Raises:
+        FederationError: FT654, a command or an address that cannot be.
+    """
+    section = settings.notify
+    raw = {"command": section.command and list(section.command), "webhook": section.webhook}
+    return parse_notify(raw | {"on": list(section.on)}, where=where)
 
 
 def written(*, federation: str, address: str, listen: str, superlink_port: int) -> str:
