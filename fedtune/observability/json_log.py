@@ -91,8 +91,9 @@ def log_to(
     """Write what this process logs to ``folder/name.jsonl``, until the block is left.
 
     From fedtune everything from INFO on is written, from all others what is a WARNING or worse. flwr, httpx
-    and uvicorn are set to WARNING everywhere. An exception that ends a thread is logged and not printed: its
-    text may quote a row. Start uvicorn with ``log_config=None``, or its lines do not come here.
+    and uvicorn are set to WARNING for every other handler too; flwr sets its own level when it is imported,
+    so import it before. Start uvicorn with ``log_config=None``, or its lines do not come here. An exception
+    that ends a thread is logged and not printed: its text may quote a row.
 
     Args:
         folder: Made if it is not there, its owner's alone.
