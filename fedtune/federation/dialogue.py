@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -106,6 +106,8 @@ class Dialogue:
             timeout_seconds: How long to wait; None takes the dialogue's own.
             nodes: Flower's node of each, where they are not among the dialogue's own.
         """
+        if not contents:
+            return
         timeout = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         silent = {(nodes or self.nodes)[name]: name for name in contents}
         messages = [Message(contents[name], node, MESSAGE_TYPES[stage]) for node, name in silent.items()]
@@ -122,33 +124,43 @@ class Dialogue:
             self.fail(stage, round_number, name, "FT606", f"no reply within {timeout:g} s")
 
     def fail(self, stage: Stage, round_number: int, name: str, code: str, reason: str) -> None:
-        """Record that a site failed, and why; who cannot be greeted for one reason is recorded once."""
+        """Record that a site failed, and why.
+
+        Who cannot be greeted for one reason is recorded once, and who is away from a round once in it.
+        """
         failure = ClientFailed(round=round_number, client=name, stage=stage, code=code, reason=reason)
-        repeated = stage == "hello" and any(
-            (before.stage, before.client, before.code) == (stage, name, code) for before in self.failures
+        repeated = (stage == "hello" or code == "FT612") and any(
+            (before.stage, before.client, before.code) == (stage, name, code)
+            and (stage == "hello" or before.round == round_number)
+            for before in self.failures
         )
         self.failures.append(failure)
         if not repeated:
             self.record(failure)
 
-    def require(self, round_number: int, usable: int, wanted: int) -> None:
+    def require(self, round_number: int, usable: Collection[str], wanted: int) -> None:
         """Stop where fewer sites are usable than the round's contract demands.
 
+        Args:
+            round_number: Round, 0 before the first.
+            usable: Names of those who are.
+            wanted: How many the contract demands.
+
         Raises:
-            FederationError: FT607, with everyone who failed in this round.
+            FederationError: FT607, with everyone else who failed in this round, each for its last reason.
         """
-        if usable >= wanted:
+        if len(usable) >= wanted:
             return
-        failed = dict.fromkeys(
-            f"{event.client} at {event.stage} ({event.code}: {event.reason})"
+        failed = {
+            event.client: f"{event.client} at {event.stage} ({event.code}: {event.reason})"
             for event in self.failures
-            if event.round == round_number
-        )
+            if event.round == round_number and event.client not in usable
+        }
         raise FederationError(
             Problem(
                 code="FT607",
-                what=f"{usable} usable replies where {wanted} are required; "
-                f"failed: {'; '.join(failed) or 'nobody'}",
+                what=f"{len(usable)} usable replies where {wanted} are required; "
+                f"failed: {'; '.join(failed.values()) or 'nobody'}",
                 where=f"round {round_number}, federation.min_replies",
                 fix="mend the named sites and run again with resume=true, or lower federation.min_replies",
             )

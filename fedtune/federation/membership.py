@@ -1,12 +1,12 @@
 """Who takes part: sites come late, go, pause, or are refused, and each is named with its reason.
 
-Nobody is waited for longer than ``federation.join_timeout_seconds`` at a time.
+Nobody is waited for longer than ``federation.join_timeout_seconds`` and one greeting at a time.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -23,8 +23,10 @@ PASSING = frozenset({"FT605", "FT606", "FT641", "FT642"})
 is awaited. Whatever else it says, it will say again."""
 
 POLL_SECONDS = 0.1
+POLL_NODES_SECONDS = 1.0
 GREETING_SECONDS = 60.0
-"""Most that a site which comes between rounds may take to load its model and greet."""
+"""Most that a site which comes between rounds may take to load its model and greet. No greeting begins once
+the time to wait is over, so this is also by how much that time may be overrun."""
 
 
 @dataclass(kw_only=True)
@@ -38,7 +40,10 @@ class Membership:
         admitted: Names that may take part; None for any.
         registered: Name of each node that the coordinator enrolled; None where names are not known before a
             node says its own, as in a simulation.
-        hellos: Who was greeted, by name.
+        base_hash: Of the base model that earlier rounds of this run were trained on; None before the first.
+        hellos: Who was greeted and belongs to the run now, by name.
+        clock: Seconds of a clock that never goes back.
+        sleep: Waits for some seconds.
     """
 
     sites: Dialogue
@@ -46,9 +51,19 @@ class Membership:
     expected: int
     admitted: frozenset[str] | None = None
     registered: Callable[[], Mapping[int, str]] | None = None
+    base_hash: str | None = None
     hellos: dict[str, HelloReply] = field(default_factory=dict)
-    _greeted: set[int] = field(default_factory=set)
-    _refused: set[int] = field(default_factory=set)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _first: HelloReply | None = None
+    _greeted: dict[int, str] = field(default_factory=dict)
+    _refused: dict[int, str] = field(default_factory=dict)
+
+    def admit(self, names: frozenset[str]) -> None:
+        """Take the names that may take part from now on; who was refused for the lack of one is asked again."""
+        if names != self.admitted:
+            self._refused = {node: code for node, code in self._refused.items() if code != "FT905"}
+        self.admitted = names
 
     def assemble(self) -> None:
         """Greet the sites before the first round: all, or in the end as many as the contract demands.
@@ -56,14 +71,15 @@ class Membership:
         Raises:
             FederationError: FT604, too few sites appeared; FT607, too few agreed to take part.
         """
-        wanted = self.config.federation.min_replies or self.expected
-        deadline = time.monotonic() + self.config.federation.join_timeout_seconds
+        wanted = self.config.federation.min_replies or max(1, self.expected)
+        deadline = self._deadline()
         while True:
-            appeared = self._greet(0, timeout=None)
+            appeared = self._greet(0, timeout=self._first_greeting_seconds(deadline))
             settled = len(self._greeted) + len(self._refused)
-            if settled >= self.expected or time.monotonic() > deadline:
+            if settled >= self.expected or self.clock() > deadline:
                 break
-            time.sleep(self._poll_seconds)
+            self.sleep(self._poll_seconds)
+        self._name_the_absent(0)
         if len(self.hellos) < wanted and appeared < wanted:
             raise FederationError(
                 Problem(
@@ -74,46 +90,91 @@ class Membership:
                     fix="look into the clients' logs, then run again with resume=true",
                 )
             )
-        self.sites.require(0, len(self.hellos), wanted)
+        self.sites.require(0, self.hellos, wanted)
 
-    def present(self, round_number: int, *, wanted: int) -> list[str]:
+    def present(self, round_number: int, *, arrived: Collection[str] = ()) -> list[str]:
         """Return who can be asked to train, once the contract can be kept or the time to wait is over.
 
         A site that comes between rounds is greeted, and takes part from this round on. One that is away is
-        recorded as failed in this round.
+        recorded as failed in this round. One that the coordinator removed leaves the run.
 
         Args:
             round_number: Round, from 1.
-            wanted: How many are required.
+            arrived: Whose update of this round is here already; whether they are still there is no matter.
+
+        Returns:
+            Names in sorted order, those that arrived among them.
         """
         if self.registered is None:
             return sorted(self.sites.nodes)
-        deadline = time.monotonic() + self.config.federation.join_timeout_seconds
+        deadline = self._deadline()
         while True:
+            self._let_go(round_number, but=arrived)
             self._greet(round_number, timeout=GREETING_SECONDS)
             online = set(self.sites.grid.get_node_ids())
-            there = sorted(name for name, node in self.sites.nodes.items() if node in online)
-            if len(there) >= wanted or time.monotonic() > deadline:
+            nodes = self.sites.nodes
+            there = sorted({name for name, node in nodes.items() if node in online}.union(arrived))
+            if len(there) >= self.wanted or self.clock() > deadline:
                 break
-            time.sleep(self._poll_seconds)
+            self.sleep(self._poll_seconds)
         for name in sorted(self.sites.nodes.keys() - set(there)):
             self.sites.fail("train", round_number, name, "FT612", "it was not connected when the round began")
+        self._name_the_absent(round_number)
         return there
 
     @property
+    def wanted(self) -> int:
+        """How many sites a round waits for: as many as its contract demands, of those who belong to the run."""
+        federation, known = self.config.federation, len(self.sites.nodes)
+        return federation.min_replies or max(1, min(federation.clients_per_round or known, known))
+
+    def _deadline(self) -> float:
+        return self.clock() + self.config.federation.join_timeout_seconds
+
+    def _first_greeting_seconds(self, deadline: float) -> float | None:
+        # In a simulation all sites load in this process, one after another.
+        return None if self.registered is None else max(GREETING_SECONDS, deadline - self.clock())
+
+    def _let_go(self, round_number: int, *, but: Collection[str]) -> None:
+        """Let sites leave that the coordinator has removed, by their node or from the roster."""
+        enrolled = self._names()
+        for node, name in list(self._greeted.items()):
+            admitted = self.admitted is None or name in self.admitted
+            if (enrolled is None or enrolled.get(node) == name) and admitted:
+                continue
+            del self._greeted[node]
+            if enrolled is not None and name in enrolled.values() and admitted:
+                continue  # it has another node now, which is greeted in its place
+            self.hellos.pop(name, None)
+            self.sites.nodes.pop(name, None)
+            if name not in but:
+                self.sites.fail("hello", round_number, name, "FT905", "it was removed from this federation")
+
+    def _name_the_absent(self, round_number: int) -> None:
+        """Record who is enrolled and was never there: once, until it comes."""
+        enrolled = self._names() or {}
+        online = set(self.sites.grid.get_node_ids()) if enrolled else set()
+        for node, name in sorted(enrolled.items(), key=lambda item: item[1]):
+            if name not in self.hellos and node not in self._refused and node not in online:
+                self.sites.fail("hello", round_number, name, "FT612", "it has not connected to this run yet")
+
+    def _names(self) -> Mapping[int, str] | None:
+        return None if self.registered is None else self.registered()
+
+    @property
     def _poll_seconds(self) -> float:
-        return POLL_SECONDS if self.registered is None else 1.0
+        return POLL_SECONDS if self.registered is None else POLL_NODES_SECONDS
 
     def _greet(self, round_number: int, *, timeout: float | None) -> int:
         """Ask those who were not greeted yet; returns how many nodes are there, greeted or not."""
-        names = None if self.registered is None else self.registered()
+        names = self._names()
         online = sorted(self.sites.grid.get_node_ids())
         if names is not None:
             online = [node for node in online if node in names]
         strangers = {
             (f"node {node}" if names is None else names[node]): node
             for node in online
-            if node not in self._greeted | self._refused
+            if node not in self._greeted and node not in self._refused
         }
         if strangers:
             self._ask(round_number, strangers, timeout=timeout)
@@ -135,15 +196,16 @@ class Membership:
         self.sites.exchange("hello", round_number, asking, take, timeout_seconds=timeout, nodes=strangers)
         for failure in self.sites.failures[failed:]:
             if failure.client in strangers and failure.code not in self._passing:
-                self._refused.add(strangers[failure.client])
+                self._refused[strangers[failure.client]] = failure.code
         for name, hello in sorted(answers.items(), key=lambda item: (item[1].site, item[0])):
             unfit = self._unfit(name, hello)
             if unfit is not None:
-                self._refused.add(strangers[name])
+                self._refused[strangers[name]] = unfit[1]
                 self.sites.fail("hello", round_number, *unfit)
                 continue
+            self._first = self._first or hello
             self.hellos[hello.site] = hello
-            self._greeted.add(strangers[name])
+            self._greeted[strangers[name]] = hello.site
             if hello.trains:
                 self.sites.nodes[hello.site] = strangers[name]
             else:
@@ -157,14 +219,17 @@ class Membership:
 
     def _unfit(self, name: str, hello: HelloReply) -> tuple[str, str, str] | None:
         """Return name, code and reason of a site that cannot be one of this federation, or of this run."""
-        first = next((self.hellos[site] for site in sorted(self.hellos)), None)
-        if hello.site in self.hellos or (self.registered is not None and hello.site != name):
+        known = self.registered is not None  # then its key says which site it is
+        if (hello.site != name) if known else (hello.site in self.hellos):
             return name, "FT602", f"it uses the name of another site, {hello.site}"
         if self.admitted is not None and hello.site not in self.admitted:
             return hello.site, "FT905", "it is not in the roster of this federation"
-        if first is not None and _base(hello) != _base(first):
-            what = f"its base model {_base(hello)} differs from that of {first.site}, {_base(first)}"
-            return hello.site, "FT603", what
+        if self._first is not None and _base(hello) != _base(self._first):
+            what = f"its base model {_base(hello)} differs from that of {self._first.site}, "
+            return hello.site, "FT603", what + _base(self._first)
+        if self.base_hash is not None and hello.base_hash != self.base_hash:
+            what = f"its base model {_base(hello)} differs from that of the run's earlier rounds, "
+            return hello.site, "FT603", what + self.base_hash[:12]
         return None
 
 

@@ -46,6 +46,8 @@ from fedtune.observability.events import (
     Sites,
     SiteSize,
     Split,
+    effective_events,
+    read_events,
 )
 from fedtune.observability.run_directory import RunDirectory
 from fedtune.secagg.promise import promise
@@ -118,6 +120,8 @@ class Federation:
             RunError: The run directory cannot be written; complete rounds are kept.
         """
         rounds, every = self.config.federation.rounds, self.config.evaluation.every_rounds
+        if start.round > 0:
+            self._members.base_hash = self._base_of_earlier_rounds()
         self._greet()
         adapter = start.adapter
         if start.round == 0:
@@ -131,12 +135,17 @@ class Federation:
                 self.secure.finish(round_number)
         return adapter
 
+    def _base_of_earlier_rounds(self) -> str | None:
+        events = effective_events(read_events(self.run.events.path))
+        loaded = [event.hash for event in events if isinstance(event, ModelLoaded)]
+        return loaded[-1] if loaded else None
+
     def _greet(self) -> None:
         """Learn who is there, refuse to mix base models, and leave out who has nothing to train on."""
         members, sites = self._members, self._sites
         members.assemble()
         self._record_sites()
-        sites.require(0, len(sites.nodes), self.config.federation.min_replies or 1)
+        sites.require(0, sites.nodes, self.config.federation.min_replies or 1)
         if self.secure is not None:
             drawn = self.config.federation.clients_per_round or len(sites.nodes)
             lines = promise(min(drawn, len(sites.nodes)), policy_of(self.config))
@@ -144,6 +153,8 @@ class Federation:
 
     def _record_sites(self) -> None:
         hellos = [self._members.hellos[name] for name in sorted(self._members.hellos)]
+        if not hellos:
+            return
         first = hellos[0]
         self._base_hash = first.base_hash
         self.run.events.append(
@@ -178,7 +189,7 @@ class Federation:
         attempts = self.config.federation.round_attempts
         plain = _PlainUpdates()
         for attempt in range(1, attempts + 1):
-            request, cohort = self._begin_round(round_number)
+            request, cohort = self._begin_round(round_number, arrived=tuple(plain.deltas))
             try:
                 if self.secure is None:
                     self._ask_for_updates(request, adapter, cohort, plain)
@@ -198,28 +209,29 @@ class Federation:
             return self._aggregate(round_number, adapter, {_SUM: mean}, {_SUM: 1.0}, of=opened.weights)
         raise AssertionError("the last attempt returns or raises")
 
-    def _begin_round(self, round_number: int) -> tuple[TrainRequest, tuple[str, ...]]:
-        """Return what is asked, and of whom."""
-        federation, known = self.config.federation, len(self._members.hellos)
-        drawn = federation.clients_per_round or len(self._sites.nodes)
+    def _begin_round(
+        self, round_number: int, *, arrived: tuple[str, ...]
+    ) -> tuple[TrainRequest, tuple[str, ...]]:
+        """Return what is asked, and of whom: those whose update arrived stay in the cohort."""
+        count, members = self.config.federation.clients_per_round, self._members
         if self.secure is not None:
             self.secure.renew()
-            self._members.admitted = self.secure.names
-        there = self._members.present(round_number, wanted=federation.min_replies or drawn)
-        if len(self._members.hellos) > known:
+            members.admit(self.secure.names)
+        before = set(members.hellos)
+        there = members.present(round_number, arrived=arrived)
+        if set(members.hellos) != before:
             self._record_sites()
         request = train_request(self.config, self.aggregator, round_number)
-        cohort = sample_clients(
-            there, count=federation.clients_per_round, seed=self.config.seed, round_number=round_number
-        )
+        cohort = sample_clients(there, count=count, seed=self.config.seed, round_number=round_number)
+        if not set(arrived) <= set(cohort):
+            others = [name for name in cohort if name not in arrived]
+            cohort = tuple(sorted([*arrived, *others[: len(cohort) - len(arrived)]]))
         self.run.events.append(RoundStarted(round=round_number, clients=cohort, factors=request.factors))
         return request, cohort
 
     def _quorum(self, cohort: tuple[str, ...]) -> int:
         """Return how many of a round must reply: as the contract says, else all, those who are away too."""
-        federation = self.config.federation
-        everyone = min(federation.clients_per_round or len(self._sites.nodes), len(self._sites.nodes))
-        return federation.min_replies or max(everyone, len(cohort))
+        return max(self._members.wanted, len(cohort) if self.config.federation.min_replies is None else 0)
 
     def _opened_sum(
         self, secure: SecureCoordinator, request: TrainRequest, adapter: Adapter, cohort: tuple[str, ...]
@@ -265,7 +277,7 @@ class Federation:
         self._sites.ask(
             "train", request.round, request, to=missing, expect=TrainReply, arrays=arrays, accept=accept
         )
-        self._sites.require(request.round, len(plain.deltas), self._quorum(cohort))
+        self._sites.require(request.round, plain.deltas, self._quorum(cohort))
 
     def _trained(
         self, name: str, reply: TrainReply, *, weight: float, up: int, down: int, norm: float | None

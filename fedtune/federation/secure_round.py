@@ -271,7 +271,7 @@ class _Courier:
         """Ask for training, and in the same message for an advert."""
         self._asked |= frames.keys()
         received = wire_bytes(self.arrays)
-        adverts: list[bytes] = []
+        adverts: dict[str, bytes] = {}
 
         def take(name: str, message: Message) -> None:
             failure = flower_failure(message)
@@ -281,15 +281,15 @@ class _Courier:
                 return
             advert = self._frame(name, message)
             self.trained(name, reply, len(advert), received + len(frames[name]))
-            adverts.append(advert)
+            adverts[name] = advert
 
         contents = {
             name: with_frame(content(self.request, self.arrays), frame) for name, frame in frames.items()
         }
         self.sites.exchange("train", self.request.round, contents, take)
-        self.sites.require(self.request.round, len(adverts), self.quorum)
+        self.sites.require(self.request.round, adverts, self.quorum)
         self._since = time.perf_counter()
-        return adverts
+        return list(adverts.values())
 
     def _exchange(self, frames: Mapping[str, bytes]) -> list[bytes]:
         answers: list[bytes] = []
