@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedtune.commands.reporting import print_json, say
+from fedtune.commands.serving import holder
 from fedtune.config.compose import compose
 from fedtune.config.schema import Config
 from fedtune.coordinator.folder import CoordinatorFolder
-from fedtune.coordinator.nodes import enrolled_keys
 from fedtune.coordinator.status import RunStatus, ServerStatus, read_status
 from fedtune.coordinator.wanted import WantedRuns
 from fedtune.errors import ConfigError, FederationError, MachineError, Problem, RunError
@@ -29,6 +29,10 @@ DEFAULTS = ("backend=deployment", "secagg=on")
 """What a deployment takes unless the command line says otherwise."""
 
 FIRST_LOOK_SECONDS = 30.0
+STARTING_SECONDS = 60.0
+"""How long a server may take from its lock to its first status: Flower's SuperLink starts in between."""
+
+POLL_SECONDS = 0.5
 
 
 def run_run(arguments: argparse.Namespace) -> int:
@@ -77,17 +81,27 @@ def composed(overrides: Sequence[str]) -> Config:
 
 
 def _serving(folder: CoordinatorFolder) -> ServerStatus:
-    status = read_status(folder.status)
-    if status is None or not status.is_running:
-        raise MachineError(
-            Problem(
-                code="FT669",
-                what="no server serves this folder",
-                where=str(folder.path),
-                fix=f"start one: fedtune server start {folder.path}",
+    """Return what the server knows; one that is just starting is waited for.
+
+    Raises:
+        MachineError: FT669, there is none.
+    """
+    deadline = time.monotonic() + STARTING_SECONDS
+    while True:
+        pid = holder(folder.lock)
+        status = read_status(folder.status)
+        if status is not None and status.is_running and status.pid == pid:
+            return status
+        if pid is None or time.monotonic() > deadline:
+            raise MachineError(
+                Problem(
+                    code="FT669",
+                    what="no server serves this folder",
+                    where=str(folder.path),
+                    fix=f"start one: fedtune server start {folder.path}",
+                )
             )
-        )
-    return status
+        time.sleep(POLL_SECONDS)
 
 
 def _going_on(folder: CoordinatorFolder, status: ServerStatus) -> str:
@@ -108,7 +122,7 @@ def _going_on(folder: CoordinatorFolder, status: ServerStatus) -> str:
 
 def _check(config: Config, folder: CoordinatorFolder) -> None:
     problems = []
-    sites, federation, secagg = len(enrolled_keys(folder.nodes)), config.federation, config.secagg
+    sites, federation, secagg = _enrolled(folder), config.federation, config.secagg
     where = f"{folder.nodes}, with {sites} sites enrolled"
     if not sites:
         fix = f"enrol sites: fedtune server enrol {folder.path} REQUEST…"
@@ -134,6 +148,10 @@ def _check(config: Config, folder: CoordinatorFolder) -> None:
         raise ConfigError(problems)
 
 
+def _enrolled(folder: CoordinatorFolder) -> int:
+    return sum(1 for _ in folder.nodes.glob("*.pub"))
+
+
 def _watched(folder: CoordinatorFolder, name: str) -> RunStatus:
     """Show a run's events until the server says that it has ended."""
     path = folder.runs / name / "rounds.jsonl"
@@ -145,13 +163,13 @@ def _watched(folder: CoordinatorFolder, name: str) -> RunStatus:
             status = read_status(folder.status)
             run = None if status is None else status.run
             wanted = any(each.name == name for each in WantedRuns(folder.wanted).all())
-            if run is not None and run.name == name and not wanted:
+            if run is not None and run.name == name and run.has_ended and not wanted:
                 tail.read()
                 return run
             if (status is None or not status.is_running) and time.time() - began > FIRST_LOOK_SECONDS:
                 began = time.time()
                 say("the server does not run; the run goes on when it does")
-            time.sleep(0.5)
+            time.sleep(POLL_SECONDS)
 
 
 def _told(folder: CoordinatorFolder, run: RunStatus, *, as_json: bool) -> int:

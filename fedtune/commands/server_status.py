@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from fedtune.commands.reporting import print_json, say
 from fedtune.coordinator.folder import CoordinatorFolder
 from fedtune.coordinator.gate.traffic import read_traffic
 from fedtune.coordinator.status import ServerStatus, read_status
-from fedtune.errors import MachineError, Problem
+from fedtune.errors import FederationError, MachineError, Problem
+from fedtune.keys.enrolment import read_node_public
+from fedtune.keys.private import public_from_point, public_hash
 from fedtune.observability.events import ClientFailed, Event, Sites, effective_events, read_events
 from fedtune.observability.round_table import round_table
+from fedtune.secagg.entry import fingerprint
 
 __all__ = ["run_status"]
 
@@ -55,12 +59,29 @@ def _events(folder: CoordinatorFolder, status: ServerStatus) -> list[Event]:
 
 
 def _described(folder: CoordinatorFolder, status: ServerStatus, events: list[Event]) -> dict[str, Any]:
-    traffic = read_traffic(folder.traffic)
     return dataclasses.asdict(status) | {
         "running": status.is_running,
         "versions": _versions(events),
         "rounds": [_round(row, events) for row in round_table(events)],
-        "traffic": None if traffic is None else json.loads(traffic.to_json()),
+        "traffic": _traffic(folder),
+    }
+
+
+def _traffic(folder: CoordinatorFolder) -> dict[str, Any] | None:
+    """Return since when the gate counts, and what each site sent and got; others are of removed sites."""
+    traffic = read_traffic(folder.traffic)
+    if traffic is None:
+        return None
+    counted = json.loads(traffic.to_json())
+    names = {}
+    for path in sorted(folder.nodes.glob("*.pub")):
+        with suppress(FederationError):  # the server's log says which file is damaged
+            names[fingerprint(public_hash(public_from_point(read_node_public(path))))] = path.stem
+    nodes = counted["nodes"]
+    return {
+        "since": counted["since"],
+        "sites": {names[node]: nodes[node] for node in nodes if node in names},
+        "removed": {node: nodes[node] for node in nodes if node not in names},
     }
 
 

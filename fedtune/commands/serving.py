@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedtune.errors import MachineError, Problem
 
-__all__ = ["stop_process", "stops_on_signals"]
+__all__ = ["holder", "stop_process", "stops_on_signals"]
 
 STOP_SECONDS = 120.0
 
@@ -29,6 +29,21 @@ def stops_on_signals() -> threading.Event:
     return stop
 
 
+def holder(lock: Path) -> int | None:
+    """Return the process that holds a lock file; None if none does."""
+    import fcntl  # noqa: PLC0415
+
+    try:
+        with lock.open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or b"0")
+    except FileNotFoundError:
+        pass
+    return None
+
+
 def stop_process(lock: Path, what: str) -> bool:
     """Ask the process that holds a lock file to end, and wait; False if there is none.
 
@@ -39,17 +54,8 @@ def stop_process(lock: Path, what: str) -> bool:
     Raises:
         MachineError: FT689, it does not end, or belongs to another user.
     """
-    import fcntl  # noqa: PLC0415
-
-    try:
-        with lock.open("r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pid = int(file.read() or b"0")
-            else:
-                return False
-    except FileNotFoundError:
+    pid = holder(lock)
+    if pid is None:
         return False
     try:
         os.kill(pid, signal.SIGTERM)

@@ -12,6 +12,7 @@ from typing import Any
 from fedtune.commands.reporting import print_json, say
 from fedtune.config.compose import compose
 from fedtune.config.overrides import quoted
+from fedtune.config.rules import require_simulated
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_to_json
 from fedtune.observability.events import RunStarted, read_events
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         return run_sweep(arguments.overrides, as_json=arguments.json)
     # Refused before torch is imported; and from here on the run has a name, which is needed to go on with it.
     config = compose(arguments.overrides)
+    require_simulated(config)
     path = Path(config.runs_dir) / config.name
     summary = complete_summary(config, path)
     if summary is None:

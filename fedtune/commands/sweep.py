@@ -22,6 +22,7 @@ from fedtune.commands.reporting import print_json, say
 from fedtune.config.compose import compose, register_resolvers
 from fedtune.config.location import config_dir
 from fedtune.config.overrides import check_overrides, expand_sweep, quoted
+from fedtune.config.rules import require_simulated
 from fedtune.config.schema import Config
 from fedtune.config.validate import shown
 from fedtune.errors import ConfigError, FedtuneError, Problem, RunError
@@ -127,7 +128,9 @@ def _checked(overrides: Sequence[str]) -> tuple[tuple[str, ...], Config]:
     configs: list[Config] = []
     for job in expand_sweep(ours) or [[]]:
         try:
-            configs.append(compose(job))
+            config = compose(job)
+            require_simulated(config)
+            configs.append(config)
         except ConfigError as error:
             problems.extend(problem for problem in error.problems if problem not in problems)
     for key in _OF_ALL_JOBS:

@@ -13,9 +13,9 @@ from importlib.metadata import entry_points
 from fedtune.config.keys import similar
 from fedtune.config.schema import Config
 from fedtune.config.validate import shown
-from fedtune.errors import Problem
+from fedtune.errors import ConfigError, Problem
 
-__all__ = ["BUILT_IN", "combination_problems", "plugin_problems"]
+__all__ = ["BUILT_IN", "combination_problems", "plugin_problems", "require_simulated"]
 
 BUILT_IN = {
     "data.source": ("fedtune.datasets", ("hpo", "files", "site")),
@@ -327,6 +327,24 @@ def _backend(config: Config) -> Iterator[Finding]:
             f"baseline_learning_rates.{kind} would be ignored: baselines does not name {kind}",
             "baseline_learning_rates, baselines",
             f"add {kind} to baselines, or leave its rate out",
+        )
+
+
+def require_simulated(config: Config) -> None:
+    """Refuse a configuration that takes real sites.
+
+    Raises:
+        ConfigError: FT105, ``backend.name`` is ``deployment``.
+    """
+    if config.backend.name == "deployment":
+        raise ConfigError(
+            Problem(
+                code="FT105",
+                what="backend.name is deployment, and a simulation has no sites to ask",
+                where="backend.name",
+                fix="run it with the sites that are enrolled: fedtune server run FOLDER …; or leave "
+                "backend=deployment out",
+            )
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import httpx
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -51,12 +52,11 @@ def build_server_app() -> ServerApp:
 def _run(grid: Grid, config: Config, folder: CoordinatorFolder) -> None:
     started = time.time()
     run = _taken_over(folder.runs / config.name)
-    session = RunSession(config=config, run=run, started=started)
-    enrolled = len(enrolled_keys(folder.nodes))
+    session = RunSession(config=config, run=run, started=started, passing=(httpx.HTTPError,))
+    enrolled = len(enrolled_keys(folder.nodes).by_site)
     insecure = os.environ.get(INSECURE_VARIABLE) == "1"
     registered = None if insecure else partial(read_names, folder.names)
     with session:
-        session.begin()
         if session.is_complete:
             return
         secure = (

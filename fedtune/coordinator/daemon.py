@@ -1,9 +1,8 @@
 """``fedtune server start``: the SuperLink, the gate in front of it, and the run that is wanted.
 
 One loop in the main thread looks every second at what changed: a node key that was enrolled or removed, a
-run that
-is wanted or to be stopped, a child that ended. What it remembers lies in files, so it can be killed at any
-instant.
+run that is wanted or to be stopped, a child that ended. What it remembers lies in files, so it can be killed
+at any instant.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from fedtune.coordinator.control import Control
 from fedtune.coordinator.folder import CoordinatorFolder
 from fedtune.coordinator.gate.server import Gate
 from fedtune.coordinator.gate.settings import GateSettings
-from fedtune.coordinator.nodes import Enrolled, enrolled_keys, synchronise
+from fedtune.coordinator.nodes import Enrolled, NodeKeys, enrolled_keys, synchronise
 from fedtune.coordinator.notices import RunNotices
 from fedtune.coordinator.notify import Notifier
 from fedtune.coordinator.notify_expiry import ExpiryWatch
@@ -67,16 +66,18 @@ class Server:
     _superlink: subprocess.Popen[bytes] | None = None
     _submission: Submission | None = None
     _enrolled: list[Enrolled] = field(default_factory=list)
-    _keys: dict[str, bytes] | None = None
+    _keys: NodeKeys | None = None
     _looked: float = 0.0
     _notifier: Notifier | None = None
     _notices: RunNotices | None = None
+    _is_clean: bool = False
+    _said: frozenset[str] = frozenset()
 
     def serve(self, stop: threading.Event) -> None:
         """Serve until ``stop`` is set; then runs are interrupted, and go on when the server starts again.
 
         Raises:
-            MachineError: FT663, another server serves this folder; FT664, the SuperLink did not start.
+            MachineError: FT667, another server serves this folder; FT664, the SuperLink did not start.
             FedtuneError: The gate cannot listen, or a file of the folder cannot be used.
         """
         with disk_errors(self.folder.state, kept="nothing was started"):
@@ -85,6 +86,8 @@ class Server:
         with self._lock():
             try:
                 self._start_superlink(stop)
+                if stop.is_set():
+                    return
                 with ExitStack() as stack:
                     self._notifier = stack.enter_context(Notifier(notify_settings(self.settings)))
                     expiry = ExpiryWatch(
@@ -147,47 +150,68 @@ class Server:
             self._start_superlink(stop)
         if self._control is None:
             return
+        said = []
         try:
-            self._follow_nodes(self._control)
-            self._follow_runs(self._control)
+            if (
+                not self._is_clean
+            ):  # no run outlives the SuperLink that ran it, but its database says otherwise
+                self._control.stop_all()
+                self._is_clean = True
+            said += self._follow_nodes(self._control)
+            said += self._follow_runs(self._control)
         except httpx.HTTPError as error:
-            logger.warning("the SuperLink does not answer: %s", type(error).__name__)
+            said.append(f"the SuperLink does not answer: {type(error).__name__}")
         except FedtuneError as error:
-            logger.error("%s", error)  # noqa: TRY400  # its words say it all
+            said.append(str(error))
+        self._say_once(said)
         self._write_status()
 
-    def _follow_nodes(self, control: Control) -> None:
+    def _say_once(self, said: list[str]) -> None:
+        """Log what is wrong when it begins, not every second."""
+        for each in dict.fromkeys(said):
+            if each not in self._said:
+                logger.error("%s", each)
+        self._said = frozenset(said)
+
+    def _follow_nodes(self, control: Control) -> list[str]:
+        """Let in who is enrolled; returns what is wrong with files."""
         if self.insecure:  # nodes register themselves, and say who they are when they are greeted
-            return
+            return []
         keys = enrolled_keys(self.folder.nodes)
+        said = [f"a node key is damaged, and its node left as it was: {why}" for why in keys.damaged.values()]
         if keys == self._keys and time.monotonic() - self._looked < NODES_SECONDS:
-            return
+            return said
         before = {each.site: each.node.online for each in self._enrolled}
         self._enrolled = synchronise(control, keys, self.folder.names)
         self._keys, self._looked = keys, time.monotonic()
         for each in self._enrolled:
             if before.get(each.site, False) != each.node.online:
                 logger.info("%s is %s", each.site, "connected" if each.node.online else "no longer connected")
+        return said
 
-    def _follow_runs(self, control: Control) -> None:
+    def _follow_runs(self, control: Control) -> list[str]:
+        """Drive the run that is wanted; returns what is wrong with files."""
         wanted = WantedRuns(self.folder.wanted)
-        runs = {run.name: run for run in wanted.all()}
+        found, problems = wanted.scan()
+        runs, said = {run.name: run for run in found}, [str(each) for each in problems]
         current = self._submission
         if current is None or current.has_ended:
             if not runs:
-                return
+                return said
             current = self._submission = self._submitted(next(iter(runs.values())))
         if current.run.name in runs:
             current.run = runs[current.run.name]
-        sites = len(enrolled_keys(self.folder.nodes)) if self.insecure else len(self._enrolled)
+        sites = len(enrolled_keys(self.folder.nodes).by_site) if self.insecure else len(self._enrolled)
         current.advance(control, sites=sites)
         if self._notices is not None:
             self._notices.look()
         if current.has_ended:
             if self._notices is not None:
                 self._notices.ended(current.status)
+            self._write_status()  # who sees that the run is no longer wanted finds how it ended
             wanted.drop(current.run.name)
             logger.info("run %s: %s %s", current.run.name, current.state, current.reason)
+        return said
 
     def _submitted(self, run: WantedRun) -> Submission:
         if self._notifier is not None:
@@ -205,12 +229,16 @@ class Server:
 
     def _start_superlink(self, stop: threading.Event) -> None:
         self._close_control()
-        self._superlink = start_superlink(
-            self.folder, self._port, insecure=self.insecure, alive=lambda: not stop.is_set()
-        )
+        self._keys, self._is_clean = None, False
+        try:
+            self._superlink = start_superlink(
+                self.folder, self._port, insecure=self.insecure, alive=lambda: not stop.is_set()
+            )
+        except MachineError:
+            if stop.is_set():
+                return
+            raise
         self._control = Control(self._port, None if self.insecure else self.folder.authority)
-        self._control.stop_all()
-        self._keys = None
 
     def _write_status(self) -> None:
         with suppress(OSError):  # a full disk is reported by what matters more

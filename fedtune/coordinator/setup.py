@@ -14,7 +14,7 @@ from fedtune.coordinator.folder import CoordinatorFolder
 from fedtune.coordinator.settings import load_settings, written
 from fedtune.keys.authority import Authority, make_authority
 from fedtune.keys.enrolment import Enrolled, enrol
-from fedtune.keys.names import address_flaws
+from fedtune.keys.names import address_flaws, days_flaws, dns_flaws, ip_flaws
 from fedtune.keys.problems import Gathered
 from fedtune.keys.removal import Removed, remove_site
 from fedtune.keys.request import Request, read_request
@@ -91,6 +91,11 @@ def initialise(
         found.add("FT635", address_flaws(address), where="--dns, --ip, --port")
     else:
         found.add("FT635", ["a server has at least one host name or address"], where="--dns, --ip")
+    # Before anything is made: a folder with half of it could not be made again.
+    found.add("FT635", [flaw for text in dns for flaw in dns_flaws(text)], where="--dns")
+    found.add("FT635", [flaw for text in ip for flaw in ip_flaws(text)], where="--ip")
+    found.add("FT635", days_flaws(days), where="--days")
+    found.add("FT635", _port_flaws(port, superlink_port), where="--superlink-port")
     found.problems += existing([folder.settings, folder.key, folder.certificate])
     found.refuse()
     authority = make_authority(path, name=f"{federation} authority"[:64], now=now, passphrase=passphrase)
@@ -148,6 +153,12 @@ def remove(folder: CoordinatorFolder, site: str) -> Removed:
     if removed.roster is not None:
         write_atomic(folder.roster, removed.roster.to_json().encode(), kept="the version before")
     return removed
+
+
+def _port_flaws(port: int, superlink_port: int) -> list[str]:
+    if not 1 <= superlink_port < 2**16:
+        return [f"{superlink_port} is no port"]
+    return ["the gate and the SuperLink cannot listen on one port"] if port == superlink_port else []
 
 
 def _with(before: Roster | None, asked: Sequence[Request], federation: str) -> Roster:

@@ -8,15 +8,18 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from fedtune.errors import Problem, RunError
 
-__all__ = ["RunStatus", "ServerStatus", "SiteStatus", "read_status", "write_status"]
+__all__ = ["ENDED", "RunState", "RunStatus", "ServerStatus", "SiteStatus", "read_status", "write_status"]
 
 RunState = Literal[
     "waiting", "running", "stopping", "restarting", "completed", "failed", "stopped", "given_up"
 ]
+
+ENDED: Final[frozenset[RunState]] = frozenset({"completed", "failed", "stopped", "given_up"})
+"""States in which nothing is left to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,11 @@ class RunStatus:
     flower_run: int | None
     restarts: int
     reason: str
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.state in ENDED
 
 
 @dataclass(frozen=True, kw_only=True)

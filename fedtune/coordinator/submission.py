@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
 
 import fedtune
 from fedtune.config.wire import config_to_json
-from fedtune.coordinator.control import Control
-from fedtune.coordinator.status import RunState, RunStatus
+from fedtune.coordinator.control import Control, FlowerRun
+from fedtune.coordinator.status import ENDED, RunState, RunStatus
 from fedtune.coordinator.wanted import WantedRun
 from fedtune.errors import RunError
 from fedtune.federation.bundle import installed_bundle
@@ -21,6 +25,9 @@ __all__ = ["Submission"]
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
 
+_NAMED = re.compile(r"FT\d{3}: .*", re.DOTALL)
+"""An error of fedtune's own in what Flower says of a session's end."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,13 +35,15 @@ logger = logging.getLogger(__name__)
 class Submission:
     """Drives one run to its end.
 
-    A session that ended by itself has written why into the run's log: then the run has ended. One that did
-    not was killed, with or without the SuperLink: then the run goes on from its last complete round.
+    A session that ended by itself has written why into the run's log, or, where it could not begin, has told
+    Flower: then the run has ended. Any other was killed, with or without the SuperLink, or interrupted: then
+    the run goes on from its last complete round.
 
     Attributes:
         run: What is wanted.
         folder: The run directory.
         most_restarts: How often it is started again before it is given up.
+        clock: Seconds of a clock that never goes back.
     """
 
     run: WantedRun
@@ -43,9 +52,10 @@ class Submission:
     state: RunState = "waiting"
     reason: str = ""
     restarts: int = 0
+    clock: Callable[[], float] = time.monotonic
     _flower_run: int | None = None
     _events_before: int = 0
-    _not_before: float = field(default_factory=time.monotonic)
+    _not_before: float = float("-inf")
 
     @property
     def status(self) -> RunStatus:
@@ -61,7 +71,7 @@ class Submission:
     @property
     def has_ended(self) -> bool:
         """Whether nothing is left to do."""
-        return self.state in ("completed", "failed", "stopped", "given_up")
+        return self.state in ENDED
 
     def lost(self, why: str) -> None:
         """Say that its session is gone, with the SuperLink that ran it."""
@@ -83,7 +93,7 @@ class Submission:
         if self._flower_run is None:
             if self.run.stopped:
                 self.state, self.reason = "stopped", "stopped by the coordinator before it was running"
-            elif time.monotonic() >= self._not_before and sites:
+            elif self.clock() >= self._not_before and sites:
                 self._submit(control, sites)
             return
         if self.run.stopped and self.state != "stopping":
@@ -92,7 +102,7 @@ class Submission:
         flower = control.run(self._flower_run)
         if flower is not None and flower.status != "finished":
             return
-        ended = self._own_ending()
+        ended = self._own_ending() or _refusal(flower)
         if ended is not None:
             self.state, self.reason = ended
         elif self.run.stopped:
@@ -101,18 +111,22 @@ class Submission:
             self._again("its process ended without a word" if flower is None else flower.details)
 
     def _submit(self, control: Control, sites: int) -> None:
+        control.stop_all()  # a session whose start was never answered may be there
         bundle = installed_bundle()
         self._events_before = len(self._events())
-        self._flower_run = control.start_run(
-            bundle.content,
-            bundle.sha256,
-            {
-                CONFIG_KEY: config_to_json(self.run.config),
-                CLIENTS_KEY: sites,
-                SPLIT_KEY: "",
-                VERSION_KEY: fedtune.__version__,
-            },
-        )
+        values: dict[str, str | int] = {
+            CONFIG_KEY: config_to_json(self.run.config),
+            CLIENTS_KEY: sites,
+            SPLIT_KEY: "",
+            VERSION_KEY: fedtune.__version__,
+        }
+        try:
+            self._flower_run = control.start_run(bundle.content, bundle.sha256, values)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code >= 500:
+                raise
+            self._again(f"the SuperLink refused to start it: {error.response.text[:200]}")
+            return
         self.state, self.reason = "running", ""
         logger.info("run %s: session %d of Flower's has begun", self.run.name, self._flower_run)
 
@@ -123,7 +137,7 @@ class Submission:
             return
         wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**self.restarts)
         self.restarts += 1
-        self._not_before = time.monotonic() + wait
+        self._not_before = self.clock() + wait
         self.state, self.reason = "restarting", why
         logger.warning("run %s is started again in %g s: %s", self.run.name, wait, why)
 
@@ -132,6 +146,8 @@ class Submission:
         events = self._events()
         if len(events) <= self._events_before or not isinstance(last := events[-1], RunFinished):
             return None
+        if last.status == "interrupted":
+            return None
         return ("completed", "") if last.status == "completed" else ("failed", last.reason or "")
 
     def _events(self) -> list[Event]:
@@ -139,3 +155,9 @@ class Submission:
             return read_events(self.folder / "rounds.jsonl")
         except RunError:
             return []
+
+
+def _refusal(flower: FlowerRun | None) -> tuple[RunState, str] | None:
+    """Return why a session could not begin, if it said so to Flower."""
+    named = None if flower is None else _NAMED.search(flower.details)
+    return None if named is None else ("failed", named.group())

@@ -6,8 +6,11 @@ itself.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,25 +57,25 @@ class WantedRuns:
         Raises:
             RunError: FT665, another run is wanted; FT705 or FT707, it cannot be written.
         """
-        others = [run.name for run in self.all() if run.name != config.name]
-        if others:
-            raise RunError(
-                Problem(
-                    code="FT665",
-                    what=f"the run {others[0]} has not ended, and a server runs one at a time",
-                    where=str(self._folder),
-                    fix=f"wait for its end, or `fedtune server stop FOLDER {others[0]}`",
+        with self._alone():
+            wanted = self.all()
+            if wanted:
+                raise RunError(
+                    Problem(
+                        code="FT665",
+                        what=f"the run {wanted[0].name} has not ended, and a server runs one at a time",
+                        where=str(self._folder),
+                        fix=f"wait for its end, or `fedtune server stop FOLDER {wanted[0].name}`",
+                    )
                 )
+            with disk_errors(self._folder, kept="nothing was started"):
+                self._stop(config.name).unlink(missing_ok=True)
+            write_atomic(
+                self._path(config.name),
+                json.dumps({"v": 1, "config": json.loads(config_to_json(config))}).encode(),
+                kept="nothing was started",
+                again="start the run again",
             )
-        with disk_errors(self._folder, kept="nothing was started"):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._stop(config.name).unlink(missing_ok=True)
-        write_atomic(
-            self._path(config.name),
-            json.dumps({"v": 1, "config": json.loads(config_to_json(config))}).encode(),
-            kept="nothing was started",
-            again="start the run again",
-        )
 
     def ask_to_stop(self, name: str) -> bool:
         """Ask to stop a run; False if it is not wanted."""
@@ -92,14 +95,20 @@ class WantedRuns:
         Raises:
             RunError: FT666, a file is damaged.
         """
+        found, problems = self.scan()
+        if problems:
+            raise RunError(problems)
+        return found
+
+    def scan(self) -> tuple[list[WantedRun], list[Problem]]:
+        """Return the runs that are wanted, by name, and an FT666 for each file that is damaged."""
         found, problems = [], []
         for path in sorted(self._folder.glob("*.json")):
             try:
-                raw = json.loads(path.read_bytes())
-                config = config_from_json(json.dumps(raw["config"]), where=str(path))
+                config = _config(path)
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
                 what = error.problems[0].what if isinstance(error, FedtuneError) else "it cannot be read"
                 problems.append(
                     Problem(
@@ -111,12 +120,29 @@ class WantedRuns:
                 )
                 continue
             found.append(WantedRun(config=config, stopped=self._stop(config.name).exists()))
-        if problems:
-            raise RunError(problems)
-        return found
+        return found, problems
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one command at a time look and write: the lock is the kernel's."""
+        with disk_errors(self._folder, kept="nothing was started"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{os.path.basename(name)}.json"
 
     def _stop(self, name: str) -> Path:
         return self._folder / f"{os.path.basename(name)}{_STOP}"
+
+
+def _config(path: Path) -> Config:
+    config = config_from_json(json.dumps(json.loads(path.read_bytes())["config"]), where=str(path))
+    if config.name != path.stem:
+        raise ValueError(f"it is about {config.name}")
+    return config

@@ -60,7 +60,7 @@ class Membership:
     _refused: dict[int, str] = field(default_factory=dict)
 
     def admit(self, names: frozenset[str]) -> None:
-        """Take the names that may take part from now on; who was refused for the lack of one is asked again."""
+        """Take the names that may take part from now on; who lacked one is asked again."""
         if names != self.admitted:
             self._refused = {node: code for node, code in self._refused.items() if code != "FT905"}
         self.admitted = names
@@ -124,7 +124,7 @@ class Membership:
 
     @property
     def wanted(self) -> int:
-        """How many sites a round waits for: as many as its contract demands, of those who belong to the run."""
+        """How many sites a round waits for: as its contract demands, else all that are to be drawn."""
         federation, known = self.config.federation, len(self.sites.nodes)
         return federation.min_replies or max(1, min(federation.clients_per_round or known, known))
 

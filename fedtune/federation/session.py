@@ -46,45 +46,69 @@ FREE_ON_RESUME = frozenset({"resume", "baselines", "runs_dir"})
 
 @dataclass(kw_only=True)
 class RunSession:
-    """Leaving it writes how the session ended, the adapter if the run is complete, and the report.
+    """Entering it writes how the session begins; leaving it how it ended, the adapter of a complete run, and
+    the report.
+
+    Guarantees:
+        * A session that may not begin (FT711) changes nothing: what the run's log says stays true.
+        * One that began writes how it ended, unless it is killed or the disk refuses.
+        * ``completed`` is written after the adapter was: whoever reads it finds one.
 
     Attributes:
         config: The resolved configuration.
         run: The run directory, open for writing.
         started: When the session began, in unix seconds.
         observers: Told of each event as it is written.
+        passing: Errors that say nothing of the run, such as a lost connection: it was interrupted by them.
     """
 
     config: Config
     run: RunDirectory
     started: float
     observers: Sequence[Observer] = ()
+    passing: tuple[type[BaseException], ...] = ()
 
     def __enter__(self) -> None:
+        """Write the configuration and after which round this session goes on.
+
+        Raises:
+            RunError: FT711, the run was started with another configuration; FT705 or FT707.
+        """
         self.observe()
+        try:
+            self._begin()
+        except BaseException:
+            self.run.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             if error is None:
-                self._finish("completed", None)
-                self._export()
+                try:
+                    self._complete()
+                except BaseException as failed:
+                    self._fail(failed)
+                    raise
                 self._report()
             else:
-                # The disk may be what failed: then the log ends with what it has, and the error stands.
-                with suppress(RunError):
-                    self._finish(*_ending(error))
-                    self._report()
+                self._fail(error)
         finally:
             self.run.close()
 
-    def begin(self) -> None:
-        """Write the configuration and after which round this session goes on.
+    def _complete(self) -> None:
+        ending = self._ended("completed", None)
+        self._export(ending)
+        self.run.events.append(ending)
 
-        Raises:
-            RunError: FT711, the run was started with another configuration; FT705 or FT707.
-        """
+    def _fail(self, error: BaseException) -> None:
+        # The disk may be what failed: then the log ends with what it has, and the error stands.
+        with suppress(RunError):
+            self.run.events.append(self._ended(*self._ending(error)))
+            self._report()
+
+    def _begin(self) -> None:
         done = self._complete_rounds() if self.run.resumed else None
         self.run.write_config(config_to_yaml(self.config))
         self.run.events.append(
@@ -126,9 +150,9 @@ class RunSession:
         finished = {event.round for event in self.events() if isinstance(event, RoundFinished)}
         return max(finished.intersection(self.run.checkpoints()), default=None)
 
-    def _export(self) -> None:
+    def _export(self, ending: RunFinished) -> None:
         adapter = self.final_adapter()
-        summary = summarise(read_events(self.run.events.path))
+        summary = summarise([*read_events(self.run.events.path), ending])
         spec = adapter_spec(self.config.model, self.config.peft)
         target = self.run.path / "adapter"
         save_adapter(adapter, spec, self.config.peft, self.config.model.name, target)
@@ -137,26 +161,31 @@ class RunSession:
     def _report(self) -> None:
         write_report(self.run.events.path, self.run.path / "report.html")
 
-    def _finish(self, status: Literal["completed", "failed", "interrupted"], reason: str | None) -> None:
-        """Record the end; the federation's time runs from the start of loading to the last evaluation."""
+    def _ended(
+        self, status: Literal["completed", "failed", "interrupted"], reason: str | None
+    ) -> RunFinished:
+        """Return the end; the federation's time runs from the start of loading to the last evaluation."""
         mine = [event for event in read_events(self.run.events.path) if event.time >= self.started]
         ends = [event.time for event in mine if isinstance(event, RoundFinished)]
         greeted = [event.time for event in mine if isinstance(event, Sites)]
-        self.run.events.append(
-            RunFinished(
-                status=status,
-                reason=reason,
-                seconds=max(ends, default=self.started) - self.started,
-                load_seconds=min(greeted, default=self.started) - self.started,
-                peak_memory_mib=peak_memory_mib(),
-            )
+        return RunFinished(
+            status=status,
+            reason=reason,
+            seconds=max(ends, default=self.started) - self.started,
+            load_seconds=min(greeted, default=self.started) - self.started,
+            peak_memory_mib=peak_memory_mib(),
         )
 
-
-def _ending(error: BaseException) -> tuple[Literal["failed", "interrupted"], str]:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", "Stopped from the keyboard."
-    return "failed", str(error) if isinstance(error, FedtuneError) else f"unexpected {type(error).__name__}"
+    def _ending(self, error: BaseException) -> tuple[Literal["failed", "interrupted"], str]:
+        if isinstance(error, KeyboardInterrupt):
+            return "interrupted", "Stopped from the keyboard."
+        if isinstance(error, SystemExit):
+            return "interrupted", "Its process was told to end."
+        if isinstance(error, self.passing):
+            return "interrupted", f"{type(error).__name__}: {error}"
+        return "failed", str(error) if isinstance(
+            error, FedtuneError
+        ) else f"unexpected {type(error).__name__}"
 
 
 def _values(config: Config) -> dict[str, Any]:

@@ -24,6 +24,7 @@ __all__ = [
     "Event",
     "Generated",
     "ModelLoaded",
+    "QuorumMissed",
     "RoundAggregated",
     "RoundFinished",
     "RoundStarted",

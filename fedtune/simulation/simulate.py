@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedtune.config.compose import compose
+from fedtune.config.rules import require_simulated
 from fedtune.config.schema import Config
 from fedtune.federation.client import build_client_app
 from fedtune.federation.optimizer_memory import OptimizerMemory
@@ -89,6 +90,7 @@ def simulate(overrides: Sequence[str] = (), *, observers: Sequence[Observer] = (
     """
     started = time.time()
     config = compose(overrides)
+    require_simulated(config)
     config = replace(config, runs_dir=str(Path(config.runs_dir).absolute()))
     if config.backend.name == "ray":
         require_ray()
@@ -98,7 +100,6 @@ def simulate(overrides: Sequence[str] = (), *, observers: Sequence[Observer] = (
     session = RunSession(config=config, run=run, started=started, observers=observers)
     simulation = _Simulation(session=session, sites=sites)
     with session:
-        session.begin()
         simulation.enrol()
         simulation.federate()
         simulation.compare_and_sample()
