@@ -75,8 +75,13 @@ class Submission:
 
     def lost(self, why: str) -> None:
         """Say that its session is gone, with the SuperLink that ran it."""
-        if not self.has_ended and self._flower_run is not None:
+        if self.has_ended or self._flower_run is None:
+            return
+        ended = self._own_ending()
+        if ended is None:
             self._again(why)
+        else:
+            self.state, self.reason = ended
 
     def advance(self, control: Control, *, sites: int) -> None:
         """Do what can be done now; called every few seconds.

@@ -137,16 +137,14 @@ class Membership:
 
     def _let_go(self, round_number: int, *, but: Collection[str]) -> None:
         """Let sites leave that the coordinator has removed, by their node or from the roster."""
-        enrolled = self._names()
-        for node, name in list(self._greeted.items()):
-            admitted = self.admitted is None or name in self.admitted
-            if (enrolled is None or enrolled.get(node) == name) and admitted:
-                continue
-            del self._greeted[node]
-            if enrolled is not None and name in enrolled.values() and admitted:
-                continue  # it has another node now, which is greeted in its place
-            self.hellos.pop(name, None)
+        enrolled = self._names() or {}
+        # A site that has another node now is greeted again, and until then it is away.
+        self._greeted = {node: name for node, name in self._greeted.items() if enrolled.get(node) == name}
+        belong = {name for name in enrolled.values() if self.admitted is None or name in self.admitted}
+        for name in sorted(self.hellos.keys() - belong):
+            del self.hellos[name]
             self.sites.nodes.pop(name, None)
+            self._greeted = {node: other for node, other in self._greeted.items() if other != name}
             if name not in but:
                 self.sites.fail("hello", round_number, name, "FT905", "it was removed from this federation")
 

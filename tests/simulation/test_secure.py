@@ -26,6 +26,7 @@ from fedtune.observability.events import (
     ClientFailed,
     ClientTrained,
     Event,
+    QuorumMissed,
     RoundAggregated,
     SecureSum,
     Sites,
@@ -241,6 +242,30 @@ def test_an_attempt_that_fails_before_the_point_of_no_return_is_tried_again_with
     assert isinstance(total, SecureSum)
     assert (total.opened, total.attempts, len(total.clients)) == (True, 2, 3)
     assert len([reply for reply in grid.replies if reply.metadata.message_type == "train"]) == 3
+
+
+def test_a_round_without_its_quorum_is_asked_for_again_and_each_site_counts_and_trains_once(
+    tiny_overrides: Overrides, grid: type[WatchedGrid]
+) -> None:
+    calm = fedtune.simulate(tiny_overrides(name="calm", **SECURE, federation__rounds=1))
+    lost: list[Message] = []
+
+    def lose_one_request(message: Message) -> bool:
+        if message.metadata.message_type == "train" and message.metadata.dst_node_id == 3 and not lost:
+            lost.append(message)
+            return True
+        return False
+
+    grid.lose = staticmethod(lose_one_request)
+    run = fedtune.simulate(tiny_overrides(**SECURE, federation__rounds=1, federation__round_attempts=2))
+    (missed,) = events(run, QuorumMissed)
+    assert isinstance(missed, QuorumMissed)
+    assert "2 usable replies where 3 are required" in missed.reason
+    (total,) = events(run, SecureSum)
+    assert isinstance(total, SecureSum)
+    assert (total.opened, len(total.clients)) == (True, 3)
+    assert len(run.summary["round_table"][1]["clients"]) == 3
+    assert_equal_up_to_rounding(adapter_after(run, 1), adapter_after(calm, 1))
 
 
 def test_a_sum_of_fewer_sites_than_the_quorum_is_not_opened(
