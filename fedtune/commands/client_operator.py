@@ -45,8 +45,8 @@ def run_approve(arguments: argparse.Namespace) -> int:
         raise FederationError(_not_one(arguments.run, chosen, waiting))
     (pending,) = chosen
     _show(pending)
-    approvals.approve(pending.subject, operator=_operator(arguments))
     _audit(folder, arguments, "approve", f"{pending.subject.run} {pending.subject.config}")
+    approvals.approve(pending.subject, operator=_operator(arguments))
     say(f"{pending.subject.run} may begin; it waits again if its configuration, model or bundle changes")
     return 0
 
@@ -56,7 +56,11 @@ def run_pause(arguments: argparse.Namespace) -> int:
 
     Returns:
         0.
+
+    Raises:
+        FederationError: FT646, the site has left.
     """
+    _require_belonging(arguments)
     return _stand(arguments, "paused", "pause", "paused; what is being trained ends with its next step")
 
 
@@ -69,15 +73,7 @@ def run_resume(arguments: argparse.Namespace) -> int:
     Raises:
         FederationError: FT646, the site has left.
     """
-    if read_standing(SiteFolder(Path(arguments.folder)).standing).state == "left":
-        raise FederationError(
-            Problem(
-                code="FT646",
-                what="this site has left the federation for good",
-                where=arguments.folder,
-                fix="make a new site's folder: fedtune client init",
-            )
-        )
+    _require_belonging(arguments)
     return _stand(arguments, "open", "resume", "the site takes part again")
 
 
@@ -116,8 +112,8 @@ def run_leave(arguments: argparse.Namespace) -> int:
             )
         )
     _stand(arguments, "left", "leave", f"{site} has left; nothing is answered any more")
-    stop_process(folder.lock, "the client")
     folder.node_key.unlink(missing_ok=True)
+    stop_process(folder.lock, "the client")
     say("The node key is destroyed: this site cannot connect again. The audit log stays.")
     say("Tell the coordinator, who removes the site from the roster.")
     return 0
@@ -131,6 +127,18 @@ def _confirmed(site: str) -> bool:
     return sys.stdin.readline().strip() == site
 
 
+def _require_belonging(arguments: argparse.Namespace) -> None:
+    if read_standing(SiteFolder(Path(arguments.folder)).standing).state == "left":
+        raise FederationError(
+            Problem(
+                code="FT646",
+                what="this site has left the federation for good",
+                where=arguments.folder,
+                fix="make a new site's folder: fedtune client init",
+            )
+        )
+
+
 def _stand(
     arguments: argparse.Namespace,
     state: Literal["open", "paused", "left"],
@@ -139,8 +147,12 @@ def _stand(
 ) -> int:
     folder = SiteFolder(Path(arguments.folder))
     site = read_connection(folder.connection).site
+    # What takes part again is written down first; what ends acts first, even where no log can be written.
+    if state == "open":
+        _audit(folder, arguments, action, site, reason=arguments.reason)
     write_standing(folder.standing, state, operator=_operator(arguments), reason=arguments.reason)
-    _audit(folder, arguments, action, site, reason=arguments.reason)
+    if state != "open":
+        _audit(folder, arguments, action, site, reason=arguments.reason)
     say(said)
     return 0
 

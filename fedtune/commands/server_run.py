@@ -88,7 +88,7 @@ def _serving(folder: CoordinatorFolder) -> ServerStatus:
     """
     deadline = time.monotonic() + STARTING_SECONDS
     while True:
-        pid = holder(folder.lock)
+        pid = holder(folder.lock, "the server")
         status = read_status(folder.status)
         if status is not None and status.is_running and status.pid == pid:
             return status

@@ -114,7 +114,8 @@ class TypedYaml(Generic[T]):
             loader = _Loader(text)
             values = loader.get_single_data()
             plain = json.dumps(values)
-        except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, TypeError, ValueError, RecursionError, LookupError, AttributeError) as error:
+            # PyYAML raises the last two for tags whose values do not fit, such as !!int ''.
             reason = " ".join(str(error).split())
             what = f"this is no YAML: {shown(reason, quoted=False)}"
             raise MachineError(self.unusable(what, where)) from None
@@ -149,6 +150,9 @@ class TypedYaml(Generic[T]):
                 yield self._unknown(".".join(location), where)
                 continue
             key = self._known_prefix(location)
+            if not key:
+                yield self.unusable(f"this cannot be used: {shown(finding['msg'], quoted=False)}", where)
+                continue
             if key in seen:
                 continue
             seen.add(key)
@@ -164,14 +168,13 @@ class TypedYaml(Generic[T]):
 
     def _known_prefix(self, location: list[str]) -> str:
         """The key that a location of pydantic lies in; it appends list indices and keys of mappings."""
-        name = ".".join(location)
-        while name not in self.keys:
+        while location and ".".join(location) not in self.keys:
             location = location[:-1]
-            name = ".".join(location)
-        return name
+        return ".".join(location)
 
     def _unknown(self, name: str, where: str) -> Problem:
         section, _, last = name.rpartition(".")
+        section = section if section in self.keys else ""
         inside = [key for key in self.keys if key.rpartition(".")[0] == section]
         others = {key.rpartition(".")[2]: key for key in self.keys}
         here = similar(last, [key.rpartition(".")[2] for key in inside])
@@ -220,7 +223,9 @@ def _flatten(
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML 1.2's scalars, and a note of keys that stand twice: the last one would silently win."""
+    """YAML 1.2's scalars, keys that are texts as they stand, and a note of keys that stand twice: the last
+    one would silently win. Aliases are refused: a few lines of them make a value of any size.
+    """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
@@ -228,11 +233,17 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         super().__init__(stream)
         self.repeated: list[tuple[str, int]] = []
 
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"write the value out instead of *{self.peek_event().anchor}")
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(key, yaml.ScalarNode):
                 continue
+            key.tag = "tag:yaml.org,2002:str"
             if key.value in seen:
                 self.repeated.append((key.value, key.start_mark.line + 1))
             seen.add(key.value)

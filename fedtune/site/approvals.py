@@ -9,15 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from fedtune.config.validate import shown
 from fedtune.errors import MachineError, Problem
-from fedtune.observability.disk import disk_errors, write_all, write_atomic
+from fedtune.observability.disk import disk_errors, write_atomic
+from fedtune.site.records import DamagedRecordError, append_record, read_records
 
 __all__ = ["Approvals", "Pending", "Standing", "Subject", "read_standing", "write_standing"]
 
@@ -89,17 +88,8 @@ class Approvals:
         Raises:
             RunError: FT705 or FT707, the file cannot be written.
         """
-        line = {"v": 1, "time": _now(), "operator": operator, **dataclasses.asdict(subject)}
-        with disk_errors(self._path, kept="what was approved before", again="approve it again"):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
-                size = os.fstat(file).st_size
-                torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-                write_all(file, (b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
-                os.fsync(file)
-            finally:
-                os.close(file)
+        line = {"time": _now(), "operator": operator, **dataclasses.asdict(subject)}
+        append_record(self._path, line, kept="what was approved before", again="approve it again")
         self._place(subject).unlink(missing_ok=True)
 
     def ask(self, subject: Subject, summary: tuple[str, ...]) -> None:
@@ -108,9 +98,10 @@ class Approvals:
         if place.exists() or len(self.waiting()) >= _MOST_PENDING:
             return
         body = {"v": 1, "since": _now(), "summary": list(summary), **dataclasses.asdict(subject)}
-        with disk_errors(place, kept="what waited before"):
+        kept, again = "what waited before", "the run waits as soon as it is asked for again"
+        with disk_errors(place, kept=kept, again=again):
             self._pending.mkdir(parents=True, exist_ok=True)
-        write_atomic(place, json.dumps(body).encode(), kept="what waited before")
+        write_atomic(place, json.dumps(body).encode(), kept=kept, again=again)
 
     def waiting(self) -> list[Pending]:
         """Return the runs that wait, longest first.
@@ -137,22 +128,9 @@ class Approvals:
 
     def _approved(self) -> set[Subject]:
         try:
-            lines = self._path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return set()
-        except OSError:
-            raise MachineError(_damaged(self._path)) from None
-        found = set()
-        for number, line in enumerate(lines, start=1):
-            if not line:
-                continue
-            try:
-                found.add(_subject(_object(line)))
-            except (ValueError, KeyError, TypeError):
-                if number == len(lines) or _torn(line):
-                    continue  # cut off by a crash before the command returned
-                raise MachineError(_damaged(self._path, f", line {number}")) from None
-        return found
+            return set(read_records(self._path, _subject))
+        except DamagedRecordError as error:
+            raise MachineError(_damaged(self._path, error.line)) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +177,7 @@ def write_standing(path: Path, state: State, *, operator: str, reason: str) -> N
         RunError: FT705 or FT707, the file cannot be written.
     """
     body = {"v": 1, "state": state, "operator": operator, "reason": reason, "time": _now()}
-    with disk_errors(path, kept="what was said before"):
+    with disk_errors(path, kept="what was said before", again="say it again"):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(body).encode(), kept="what was said before", again="say it again")
 
@@ -223,16 +201,11 @@ def _subject(raw: dict[str, Any]) -> Subject:
     return Subject(**texts)
 
 
-def _torn(line: bytes) -> bool:
-    """Whether a line lacks its end: it was cut off, and later lines were written after it."""
-    return not line.endswith(b"}")
-
-
-def _damaged(path: Path, line: str = "") -> Problem:
+def _damaged(path: Path, line: int | None = None) -> Problem:
     return Problem(
         code="FT684",
         what="a record of the operator's decisions is damaged",
-        where=f"{shown(str(path), quoted=False)}{line}",
+        where=f"{path}" if line is None else f"{path}, line {line}",
         fix="stop the client, move the file away, start the client, and decide again",
     )
 

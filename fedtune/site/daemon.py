@@ -11,16 +11,18 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from logging.handlers import SysLogHandler
 
 import fedtune
-from fedtune.errors import MachineError, Problem
+from fedtune.errors import FedtuneError, MachineError, Problem
 from fedtune.keys.joining import Connection, read_connection
 from fedtune.observability.disk import disk_errors
 from fedtune.secagg.identity import Identity
+from fedtune.site.accepted import AcceptedLog
 from fedtune.site.approvals import read_standing
 from fedtune.site.audit import AuditLog, heads_to_syslog
 from fedtune.site.audit_events import SiteStarted, SiteStopped
@@ -32,6 +34,7 @@ from fedtune.site.health_state import SiteState
 from fedtune.site.node import Node, end_node, start_node
 from fedtune.site.policy_file import PolicyFile, load_policy
 from fedtune.site.settings import SiteSettings, load_settings
+from fedtune.site.tidying import forget_old_runs
 
 __all__ = ["Client"]
 
@@ -96,14 +99,14 @@ class Client:
         )
 
     def serve(self, stop: threading.Event) -> None:
-        """Answer the coordinator until ``stop`` is set; a message that is being handled is finished first.
+        """Answer the coordinator until ``stop`` is set; a training ends with its next step then.
 
         Raises:
-            MachineError: FT685, the Flower node cannot be started; FT688, another client serves this folder;
-                FT830 to FT832, the audit log cannot be written.
+            MachineError: FT684, a record of the site is damaged; FT685, the Flower node cannot be started;
+                FT688, another client serves this folder; FT830 to FT832, the audit log cannot be written.
             FedtuneError: A file of the folder cannot be used, or the address of health cannot be bound.
         """
-        with disk_errors(self.folder.state, kept="nothing was started"):
+        with disk_errors(self.folder.state, kept="nothing was started", again="start again"):
             self.folder.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = SiteState(
             version=fedtune.__version__, site=self.connection.site, federation=self.connection.federation
@@ -112,8 +115,9 @@ class Client:
             stack.enter_context(self._lock())
             audit = self._audit(stack)
             audit.append(SiteStarted(version=fedtune.__version__, policy=self.policy.sha256))
-            stack.callback(audit.append, SiteStopped(reason="the client ended in order"))
+            stack.push(_writes_the_end(audit))
             stack.callback(state.stop)
+            self._tidy()
             if self.settings.health is not None:
                 host, _, port = self.settings.health.rpartition(":")
                 stack.enter_context(serve_health(state, port=int(port), host=host.strip("[]")))
@@ -126,6 +130,7 @@ class Client:
                 settings=self.settings,
                 audit=audit,
                 state=state,
+                stopping=stop.is_set,
             )
             self._answer(desk, state, stop)
 
@@ -133,19 +138,23 @@ class Client:
         """Keep a Flower node running, and be its executor."""
         wait, failing = FIRST_WAIT_SECONDS, 0
         while not stop.is_set():
-            node = start_node(
-                self.folder,
-                server=self.connection.server,
-                insecure=self.insecure,
-                port=self.settings.node_port,
-                alive=lambda: not stop.is_set(),
-            )
-            began = time.monotonic()
-            logger.info("the site's Flower node connects to %s", self.connection.server)
+            began, ran = time.monotonic(), False
             try:
-                self._execute(desk, state, node, stop)
-            finally:
-                end_node(node)
+                node = self._start_node(stop)
+                ran = True
+                logger.info("the site's Flower node connects to %s", self.connection.server)
+                try:
+                    self._execute(desk, state, node, stop)
+                finally:
+                    end_node(node)
+                why = f"it ended with {node.process.returncode}: {node.last_words()}"
+            except MachineError as error:
+                # The first start tells whoever started the client; a later one may find its port taken.
+                if stop.is_set():
+                    return
+                if ran or not failing:
+                    raise
+                why = error.problems[0].what
             if stop.is_set():
                 return
             if time.monotonic() - began > LONGEST_WAIT_SECONDS:
@@ -154,14 +163,22 @@ class Client:
             state.trouble("FT685")
             state.set_connected(False)
             logger.warning(
-                "the site's Flower node ended with %s, time %d in a row; it is started again in %g s: %s",
-                node.process.returncode,
+                "the site's Flower node failed, time %d in a row, and is started again in %g s: %s",
                 failing,
                 wait,
-                node.last_words(),
+                why,
             )
             stop.wait(wait)
             wait = min(LONGEST_WAIT_SECONDS, wait * 2)
+
+    def _start_node(self, stop: threading.Event) -> Node:
+        return start_node(
+            self.folder,
+            server=self.connection.server,
+            insecure=self.insecure,
+            port=self.settings.node_port,
+            alive=lambda: not stop.is_set(),
+        )
 
     def _execute(self, desk: Desk, state: SiteState, node: Node, stop: threading.Event) -> None:
         """Be the executor until the node ends or this process is to stop."""
@@ -178,12 +195,30 @@ class Client:
         worker = threading.Thread(target=execute, name="executor")
         with closing(executor):
             worker.start()
-            while not (stop.is_set() or ended.is_set()) and node.process.poll() is None:
-                state.set_paused(read_standing(self.folder.standing).state != "open")
-                state.set_connected(_has_connected(node))
-                stop.wait(LOOK_SECONDS)
-            ended.set()
-            worker.join()
+            connected = False
+            try:
+                while not (stop.is_set() or ended.is_set()) and node.process.poll() is None:
+                    state.set_paused(self._stands_aside(state))
+                    connected = connected or _has_connected(node)
+                    state.set_connected(connected)
+                    stop.wait(LOOK_SECONDS)
+            finally:
+                ended.set()
+                worker.join()
+
+    def _stands_aside(self, state: SiteState) -> bool:
+        """Whether the site takes part in nothing; with a damaged record it does not either."""
+        try:
+            return read_standing(self.folder.standing).state != "open"
+        except MachineError as error:
+            state.trouble(error.problems[0].code)
+            return True
+
+    def _tidy(self) -> None:
+        """Forget what is long over; nobody else has the folder now."""
+        now = datetime.now(UTC)
+        AcceptedLog(self.folder.accepted).compact(now)
+        forget_old_runs(self.folder.runs, now)
 
     def _audit(self, stack: ExitStack) -> AuditLog:
         on_head = None
@@ -199,7 +234,7 @@ class Client:
         """Keep a second client out: the lock is the kernel's, and ends with this process, however that
         ends.
         """
-        with disk_errors(self.folder.lock, kept="nothing was started"):
+        with disk_errors(self.folder.lock, kept="nothing was started", again="start again"):
             lock = os.open(self.folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -220,10 +255,22 @@ class Client:
             os.close(lock)
 
 
+def _writes_the_end(audit: AuditLog) -> Callable[[type[BaseException] | None, object, object], None]:
+    """Return an exit that writes down how the client ended."""
+
+    def write(kind: type[BaseException] | None, error: object, _: object) -> None:
+        codes = [each.code for each in error.problems] if isinstance(error, FedtuneError) else []
+        name = "" if kind is None else kind.__name__
+        reason = f"the client ended with {' '.join(codes) or name}" if name else "the client ended in order"
+        audit.append(SiteStopped(reason=reason))
+
+    return write
+
+
 def _is_loopback(server: str) -> bool:
     return server.rpartition(":")[0].strip("[]") in ("127.0.0.1", "::1", "localhost")
 
 
 def _has_connected(node: Node) -> bool:
     # The node says so once; whether the line still stands is for the coordinator's status.
-    return "SuperNode ID:" in node.log.read_text(encoding="utf-8", errors="replace")
+    return "SuperNode ID:" in node.words()

@@ -1,7 +1,7 @@
 """Where every message to a site passes: the operator's word, the policy, the audit log, and only then the
 work.
 
-    asked (audit) -> standing -> bundle -> version -> configuration -> policy -> approval -> work -> left
+    asked (audit) -> standing -> version -> bundle -> configuration -> policy -> approval -> work -> left
     (audit)
 
 Whatever is refused is answered with a code and written down; what is in the site's own log in detail does
@@ -12,26 +12,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, get_args
+from typing import Final
 
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 import fedtune
-from fedtune.config.schema import Config, Metric
+from fedtune.config.schema import Config
 from fedtune.config.wire import config_from_json, config_hash
 from fedtune.errors import FederationError, FedtuneError, Problem
 from fedtune.federation.bundle import installed_bundle
 from fedtune.federation.client import build_client_app
 from fedtune.federation.server import CONFIG_KEY, VERSION_KEY
 from fedtune.federation.site import Site
-from fedtune.federation.wire import ARRAYS, MAX_JSON_CHARACTERS, RECORD, SECAGG, Failure, content
+from fedtune.federation.wire import ARRAYS, SECAGG, Failure, content
 from fedtune.models.base import base_hash
 from fedtune.models.estimate import estimate
 from fedtune.observability.json_log import log_context, words_of
@@ -41,40 +40,25 @@ from fedtune.site.approvals import Approvals, Subject, read_standing
 from fedtune.site.audit import AuditLog
 from fedtune.site.audit_events import HasLeft, SentTensor, WasAsked, WasRefused
 from fedtune.site.deployed import DeployedSite
+from fedtune.site.envelope import KINDS, body_of, round_of, run_of, size_of, told_metrics
 from fedtune.site.folder import SiteFolder
 from fedtune.site.health_state import SiteState
 from fedtune.site.policy import Asked, Coordinator, decide
 from fedtune.site.policy_schema import ANY, INSTALLED, SitePolicy
 from fedtune.site.settings import SiteSettings, here
-from fedtune.updates.codec import wire_bytes
 
-__all__ = ["Desk", "told_metrics"]
+__all__ = ["Desk"]
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["hello", "train", "secagg", "evaluate"]
-KINDS: Final[dict[str, Kind]] = {
-    "query.hello": "hello",
-    "train": "train",
-    "query.secagg": "secagg",
-    "evaluate": "evaluate",
-}
-METRIC_OF_FIELD: Final = {
-    "train_examples": "examples",
-    "held_out_examples": "examples",
-    "skipped_rows": "examples",
-    "examples": "examples",
-    "tokens": "tokens",
-    "response_tokens": "tokens",
-    "loss_before": "train_loss",
-    "loss_after": "train_loss",
-    "loss": "held_out_loss",
-    "peak_memory_mib": "peak_memory",
-}
-"""Field of a reply -> the metric that it tells."""
+_AT_ANY_TIME: Final = ("hours", "rounds")
+"""What a policy says of a request to train, and not of the trips that end a round which it let begin."""
 
-_MAY_BE_SAID: Final = ("FT1", "FT5", "FT6", "FT9")
-"""Codes whose words speak of what was asked, and not of this machine or its rows."""
+_MAY_BE_SAID: Final = ("FT1", "FT402", "FT403", "FT404", "FT5", "FT6", "FT9")
+_MAY_NOT_BE_SAID: Final = ("FT926", "FT928")
+"""Codes whose words speak of what was asked, and not of this machine or its rows; and those among them whose
+words name a file of the site.
+"""
 
 _LONGEST_REASON: Final = 4_000
 
@@ -87,8 +71,10 @@ class Desk:
         * Nothing is done for a message that the standing, the policy or the operator's approval refuses; that
           it came and that it was refused is on the disk before the answer leaves.
         * What leaves is in the audit log, by names, sizes, norms and hashes, before it is handed to the
-        network.
-        * No answer says more of a refusal than its code and the policy's reasons.
+        network; where the log cannot be written, `answer` raises and there is no answer to hand over.
+        * No answer says more of a refusal than its code and the policy's reasons, and none says a word of
+        what failed on this machine.
+        * A pause, a departure and the end of the client end a training with its next step.
 
     Attributes:
         folder: The site's.
@@ -99,6 +85,7 @@ class Desk:
         settings: How it runs here.
         audit: The audit log.
         state: Told of each message, for health and metrics.
+        stopping: Whether the client is about to end.
         clock: Gives the time, with its zone.
     """
 
@@ -110,11 +97,13 @@ class Desk:
     settings: SiteSettings
     audit: AuditLog
     state: SiteState
+    stopping: Callable[[], bool] = lambda: False
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     _site: DeployedSite = field(init=False)
     _app: ClientApp = field(init=False)
-    _current: Site | None = None
-    _memory: dict[str, float] = field(default_factory=dict)
+    _current: Site | None = field(init=False, default=None)
+    _training_mib: dict[str, float] = field(init=False, default_factory=dict)
+    _libraries_mib: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._site = DeployedSite(
@@ -135,21 +124,27 @@ class Desk:
             message: As it came.
             context: Flower's, with the coordinator's run config.
             bundle: SHA-256 of the bundle that came with it, in hex.
+
+        Raises:
+            MachineError: FT830 to FT832, the audit log cannot be written: nothing may leave.
         """
         kind = message.metadata.message_type
-        asked = WasAsked(run=_run_of(context), round=_round_of(message), message=kind[:40], bundle=bundle)
+        asked = WasAsked(run=run_of(context), round=round_of(message), message=kind[:40], bundle=bundle)
         with log_context(run=asked.run, round=asked.round), self.state.working(asked.run, asked.round):
             self.audit.append(asked)
-            received = _size(message)
+            received = size_of(message)
             try:
                 given, config = self._admit(message, context, bundle)
                 self._current = self._site.of(config, base_name=given.model.name)
                 started = time.monotonic()
-                reply = self._app(message, context)
-                if kind == "train":
+                reply = self._said(message, self._app(message, context))
+                if kind == "train" and "code" not in body_of(reply):
                     self.state.trained(seconds=time.monotonic() - started)
             except FedtuneError as error:
                 return self._refuse(message, asked, error, received)
+            except Exception as error:
+                logger.exception("%s could not be looked at", asked.message)
+                return self._refuse(message, asked, _unexpected(error), received)
             finally:
                 self._current = None
             return self._leave(reply, asked, received)
@@ -178,28 +173,28 @@ class Desk:
         config = here(given, self.settings, files=self.policy.data.files, runs_dir=self.folder.runs)
         base = base_hash(config.model)
         subject = Subject(run=given.name, config=config_hash(given), base_model=base, bundle=bundle)
-        if kind == "secagg":
-            self._require_approval(subject, given)
-            return given, config
         now = self.clock()
         asked = Asked.of(
             given,
-            kind=kind,
+            kind="hello" if kind == "secagg" else kind,
             coordinator=Coordinator(name=self.federation, fingerprint=fingerprint(self.coordinator)),
-            round_number=_round_of(message) or 0,
+            round_number=round_of(message) or 0,
             bundle=bundle,
             bundle_installed=own,
             base_model=base,
             memory_mib=self._memory_mib(config, subject.config),
         )
         decision = decide(self.policy, asked, self._accepted.usage(self.policy, now), now)
+        if kind == "secagg":
+            decision = decision.without(_AT_ANY_TIME)
         if not decision.accepted:
             for problem in decision.problems:
                 logger.warning("refused: %s", words_of(problem))
             raise _PolicyRefusal(decision.refusal(), decision.reasons)
         self._require_approval(subject, given)
-        if kind != "hello":
-            self._accepted.add(kind, now, run=given.name, round_number=_round_of(message) or 0)
+        match kind:
+            case "train" | "evaluate":
+                self._accepted.add(kind, now, run=given.name, round_number=round_of(message) or 0)
         return given, config
 
     def _require_standing(self) -> None:
@@ -219,13 +214,16 @@ class Desk:
         raise _refused("FT642", "the run waits for the approval of the site's operator")
 
     def _memory_mib(self, config: Config, key: str) -> float:
-        """Return what training is estimated to take; once for each configuration."""
-        if key not in self._memory:
-            # The libraries' share is what this process holds, which may be the model already.
-            before = sum(self._memory.values()) > 0
+        """Return what training is estimated to take; the same at every call.
+
+        The libraries' share is what this process held when it was first asked: later that may hold a model.
+        """
+        if key not in self._training_mib:
             found = estimate(config)
-            self._memory = {key: found.training_mib if before else found.total_mib}
-        return self._memory[key]
+            if self._libraries_mib is None:
+                self._libraries_mib = found.libraries_mib
+            self._training_mib = {key: found.total_mib - found.libraries_mib}
+        return self._training_mib[key] + (self._libraries_mib or 0.0)
 
     def _find_site(self, _: Context) -> Site:
         if self._current is None:
@@ -233,7 +231,9 @@ class Desk:
         return self._current
 
     def _on_step(self, *_: object) -> None:
-        """End a training at once when the operator pauses or leaves."""
+        """End a training at once when the operator pauses or leaves, or ends the client."""
+        if self.stopping():
+            raise _refused("FT641", "the site's client is about to end")
         self._require_standing()
 
     def _refuse(self, message: Message, asked: WasAsked, error: FedtuneError, received: int) -> Message:
@@ -241,17 +241,27 @@ class Desk:
         reasons = error.reasons if isinstance(error, _PolicyRefusal) else ()
         logger.warning("refused %s: %s", asked.message, words_of(problem))
         self.audit.append(WasRefused(**dataclasses.asdict(asked), code=problem.code, reasons=reasons))
-        said = problem.what if problem.code.startswith(_MAY_BE_SAID) else "the site's own log says more"
-        failure = Failure(site=self.name, code=problem.code, reason=said[:_LONGEST_REASON])
-        reply = Message(content(failure), reply_to=message)
+        reply = self._failure(message, problem.code, problem.what)
         self.state.refused(
-            asked.message, received=received, sent=_size(reply), reasons=reasons or (problem.code,)
+            asked.message, received=received, sent=size_of(reply), reasons=reasons or (problem.code,)
         )
         return reply
 
+    def _said(self, message: Message, reply: Message) -> Message:
+        """Return an answer as it may leave: of a failure on this machine, the code alone."""
+        body = body_of(reply)
+        code = body.get("code")
+        return reply if code is None else self._failure(message, str(code), str(body.get("reason", "")))
+
+    def _failure(self, message: Message, code: str, what: str) -> Message:
+        sayable = code.startswith(_MAY_BE_SAID) and code not in _MAY_NOT_BE_SAID
+        said = what if sayable else "the site's own log says more"
+        failure = Failure(site=self.name, code=code, reason=said[:_LONGEST_REASON])
+        return Message(content(failure), reply_to=message)
+
     def _leave(self, reply: Message, asked: WasAsked, received: int) -> Message:
         """Write down what an answer carries, and only then hand it over."""
-        failure, sent = _body(reply).get("code"), _size(reply)
+        failure, sent = body_of(reply).get("code"), size_of(reply)
         arrays, sealed = (reply.content.get(name) for name in (ARRAYS, SECAGG))
         tensors = [
             SentTensor.of(name, array.numpy())
@@ -266,11 +276,13 @@ class Desk:
                 bytes=sent,
                 tensors=tuple(tensors),
                 sealed=hashlib.sha256(frames[0].data).hexdigest() if frames else None,
-                metrics=told_metrics(_body(reply)),
+                metrics=told_metrics(body_of(reply)),
             )
         )
         if failure is None:
             self.state.answered(asked.message, received=received, sent=sent)
+        elif failure == "FT641":
+            self.state.refused(asked.message, received=received, sent=sent, reasons=("FT641",))
         else:
             self.state.failed(asked.message, received=received, sent=sent, code=str(failure))
         return reply
@@ -284,50 +296,13 @@ class _PolicyRefusal(FederationError):
         self.reasons = reasons
 
 
-def told_metrics(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of a site's numbers that a reply tells, in the order of the policy's list.
-
-    Args:
-        body: The reply's JSON.
-    """
-    told = {metric for name, metric in METRIC_OF_FIELD.items() if body.get(name) is not None}
-    return tuple(metric for metric in get_args(Metric) if metric in told)
+def _unexpected(error: Exception) -> FederationError:
+    """An exception of which the type alone may leave: its words may quote a record."""
+    return _refused("FT609", f"unexpected {type(error).__name__}", fix="see the site's own log")
 
 
 def _refused(code: str, what: str, *, fix: str = "ask the site's operator") -> FederationError:
     return FederationError(Problem(code=code, what=what, where="the site", fix=fix))
-
-
-def _run_of(context: Context) -> str:
-    """Return the run's name as the coordinator says it, before anything of its configuration is believed."""
-    try:
-        name = json.loads(str(context.run_config[CONFIG_KEY]))["name"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return "?"
-    return name if isinstance(name, str) else "?"
-
-
-def _round_of(message: Message) -> int | None:
-    number = _body(message).get("round")
-    return number if isinstance(number, int) and not isinstance(number, bool) else None
-
-
-def _body(message: Message) -> Mapping[str, Any]:
-    """Return the JSON that a message carries, unchecked; nothing if it carries none."""
-    record = message.content.get(RECORD) if message.has_content() else None
-    try:
-        body = json.loads(str(record["json"])[:MAX_JSON_CHARACTERS]) if record is not None else {}
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _size(message: Message) -> int:
-    """Return the bytes of a message's arrays and JSON."""
-    if not message.has_content():
-        return 0
-    arrays = (record for record in message.content.values() if isinstance(record, ArrayRecord))
-    return len(json.dumps(_body(message))) + sum(wire_bytes(record) for record in arrays)
 
 
 def _summary(config: Config, subject: Subject) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from fedtune.federation.processes import environment, free_ports, listens, scrip
 from fedtune.observability.disk import write_atomic
 from fedtune.site.folder import SiteFolder
 
-__all__ = ["Node", "start_node"]
+__all__ = ["Node", "end_node", "start_node"]
 
 START_SECONDS: Final = 60.0
 _SECRET_BYTES: Final = 32
@@ -32,17 +32,25 @@ class Node:
         address: Where it hands out tasks on 127.0.0.1.
         secret: What it asks of its executor.
         log: What it writes.
+        log_start: Where in there its own words begin, after those of earlier nodes.
     """
 
     process: subprocess.Popen[bytes]
     address: str
     secret: bytes
     log: Path
+    log_start: int
+
+    def words(self) -> str:
+        """Return what it has written so far."""
+        with self.log.open("rb") as file:
+            file.seek(self.log_start)
+            return file.read().decode("utf-8", errors="replace")
 
     def last_words(self) -> str:
-        """Return the last line of its log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
+        """Return the last line that it wrote."""
+        lines = self.words().splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "nothing")[:300]
 
 
 def start_node(
@@ -89,8 +97,9 @@ def start_node(
     if log.exists() and log.stat().st_size > _MOST_LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
     with log.open("ab") as output:
+        start = output.tell()
         process = spawn(command, environment(folder.flower_home), output)
-    node = Node(process=process, address=f"127.0.0.1:{chosen}", secret=secret, log=log)
+    node = Node(process=process, address=f"127.0.0.1:{chosen}", secret=secret, log=log, log_start=start)
     deadline = time.monotonic() + START_SECONDS
     while not listens(chosen):
         if process.poll() is not None or time.monotonic() > deadline or not alive():

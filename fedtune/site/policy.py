@@ -6,7 +6,7 @@ stands for itself and an acceptance needs all of them, so that a stricter policy
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -68,6 +68,11 @@ class Decision:
     def accepted(self) -> bool:
         """Whether all checks were passed."""
         return not self.reasons
+
+    def without(self, reasons: Collection[str]) -> Decision:
+        """Return the decision as it is when some reasons do not count."""
+        kept = [pair for pair in zip(self.reasons, self.problems, strict=True) if pair[0] not in reasons]
+        return Decision(reasons=tuple(r for r, _ in kept), problems=tuple(p for _, p in kept))
 
     def refusal(self) -> FederationError:
         """Return the error that the coordinator may see: FT640 with the reasons, and no value of the policy.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import math
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
+import yaml
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
@@ -15,7 +17,7 @@ from fedtune.config.schema import Config, ModelConfig
 from fedtune.config.typed_yaml import TypedYaml
 from fedtune.errors import MachineError, Problem
 
-__all__ = ["SETTINGS", "SiteSettings", "here", "load_settings", "local_model", "written"]
+__all__ = ["SETTINGS", "SiteSettings", "here", "load_settings", "local_model", "quoted", "written"]
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -151,7 +153,7 @@ version: 1
 # Base models that are here: as the federation calls it, and the directory or file that holds it; null where
 # the name says it. Nothing else is looked for, neither on this machine nor on the internet.
 models:
-  {_quoted(model)}: {"null" if place is None else _quoted(place)}
+  {quoted(model)}: {"null" if place is None else quoted(place)}
 
 # Folder of converted models; null for FEDTUNE_CACHE_DIR or ~/.cache/fedtune.
 cache_dir: null
@@ -174,5 +176,6 @@ log_mib: 100
 """
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def quoted(text: str) -> str:
+    """Return a text as a value of YAML, on one line, whatever it holds."""
+    return str(yaml.safe_dump(text, default_style='"', width=math.inf, allow_unicode=True)).rstrip("\n")

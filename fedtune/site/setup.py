@@ -96,8 +96,9 @@ def initialise(
         k_min=k_min,
     )
     parse_policy(policy, where="the policy that would be written")
-    request = make_node(path, site=site, federation=federation, weight=weight, group=group)
     local = settings.written(model=model, place=place)
+    settings.SETTINGS.parse(local, where="the settings that would be written")
+    request = make_node(path, site=site, federation=federation, weight=weight, group=group)
     write_new(
         {
             folder.policy: (policy.encode(), PRIVATE),
@@ -113,10 +114,10 @@ def _policy(
 ) -> str:
     """Return the commented example with what is known of this site."""
     lines, result, skipping = example_path().read_text(encoding="utf-8").splitlines(), [], False
-    listed = "".join(f"\n    - {_quoted(file)}" for file in files)
+    listed = "".join(f"\n    - {settings.quoted(file)}" for file in files)
     replaced = {
         "timezone:": f"timezone: {timezone}",
-        "  consortium:": f"  {_quoted(federation)}: {coordinator}",
+        "  consortium:": f"  {settings.quoted(federation)}: {coordinator}",
         "base_models:": f"base_models:\n  - {base_model}",
         "  files:": f"  files:{listed}",
         "  columns:": "  columns: null",
@@ -137,10 +138,6 @@ def _spelled(coordinator: str) -> str:
     """A fingerprint as a policy writes it."""
     marks = "".join(coordinator.lower().replace("-", " ").split())
     return "-".join(marks[at : at + 4] for at in range(0, len(marks), 4))
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _no_file(path: Path) -> Problem:

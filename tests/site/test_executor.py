@@ -38,6 +38,7 @@ class App:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.bundles: list[str] = []
         self.meanwhile: Callable[[], None] = lambda: None
         self.app = ClientApp()
 
@@ -46,6 +47,10 @@ class App:
             self.calls += 1
             self.meanwhile()
             return Message(question(f"{self.calls}"), reply_to=message)
+
+    def answer(self, message: Message, context: Context, bundle: str) -> Message:
+        self.bundles.append(bundle)
+        return self.app(message, context)
 
 
 @pytest.fixture
@@ -65,10 +70,8 @@ def address(node: SuperNode) -> Iterator[str]:
         yield address
 
 
-def executor_of(app: App, address: str, *, secret: bytes = SECRET, allowed: str = DIGEST) -> Executor:
-    return Executor(
-        app.app, runtime_address=address, auth_secret=secret, allow_bundle=lambda digest: digest == allowed
-    )
+def executor_of(app: App, address: str, *, secret: bytes = SECRET) -> Executor:
+    return Executor(app.answer, runtime_address=address, auth_secret=secret)
 
 
 @pytest.fixture
@@ -88,30 +91,12 @@ def test_the_same_app_answers_every_message(app: App, node: SuperNode, executor:
     assert not executor.handle_one()
 
 
-def test_a_refused_bundle_is_a_failure_with_its_hash_and_nothing_runs(
-    app: App, node: SuperNode, address: str
+def test_who_answers_is_told_the_sha_256_of_the_bundles_bytes(
+    app: App, node: SuperNode, executor: Executor
 ) -> None:
-    with closing(executor_of(app, address, allowed="another")) as executor:
-        node.deliver(question(), "query.count")
-        assert executor.handle_one()
-    (reply,) = node.replies()
-    failure = parse(reply, Failure)
-    assert (failure.code, failure.reason) == ("FT620", f"the site does not allow the bundle {DIGEST}")
-    assert app.calls == 0
-
-
-def test_a_policy_that_fails_refuses(app: App, node: SuperNode, address: str) -> None:
-    def fails(_: str) -> bool:
-        raise OSError("no policy file")
-
-    with closing(
-        Executor(app.app, runtime_address=address, auth_secret=SECRET, allow_bundle=fails)
-    ) as executor:
-        node.deliver(question(), "query.count")
-        assert executor.handle_one()
-    (reply,) = node.replies()
-    assert parse(reply, Failure).code == "FT609"
-    assert app.calls == 0
+    node.deliver(question(), "query.count")
+    assert executor.handle_one()
+    assert app.bundles == [DIGEST]
 
 
 def test_of_an_exception_only_the_type_leaves_the_site(

@@ -528,6 +528,7 @@ def barely_enough(draw: st.DrawFn, config: Config, message: dict[str, Any], used
         timezone=draw(st.sampled_from(ZONES)),
         coordinators={who.name: who.fingerprint},
         bundles=("installed",) if message["bundle_installed"] else (HASHES[0],),
+        preapproved=(),
         base_models=(message["base_model"],),
         metrics=config.federation.metrics,
         hours=None,

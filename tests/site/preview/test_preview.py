@@ -17,7 +17,7 @@ from fedtune.federation import wire
 from fedtune.federation.dialogue import MESSAGE_TYPES
 from fedtune.secagg.messages import Kind, Signed
 from fedtune.secagg.roster import Roster
-from fedtune.site.desk import METRIC_OF_FIELD
+from fedtune.site.envelope import METRIC_OF_FIELD
 from fedtune.site.policy_file import load_policy
 from fedtune.site.policy_schema import SitePolicy
 from fedtune.site.preview.described import described_fields, grouped, in_words
