@@ -96,18 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_json(_add(commands, "doctor"))
 
-    data = _add(commands, "data")
-    check = below(data, "data_command").add_parser(
-        "check",
-        help="every problem of a file, and what the model will see of it",
-        epilog="Example: fedtune data check rows.csv 'data.columns={output: answer}'",
-    )
-    check.add_argument(
-        "file", metavar="FILE", help="a .jsonl, .json, .csv or .parquet file, or a dataset: hpo"
-    )
-    check.add_argument("--show", type=count, default=3, metavar="N", help="rows to show (default: 3)")
-    add_json(check)
-    overrides(check)
+    _data(below(_add(commands, "data"), "data_command"))
 
     estimate = _add(commands, "estimate")
     add_json(estimate)
@@ -144,6 +133,29 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_json(_add(commands, "version"))
     return parser
+
+
+def _data(commands: Commands) -> None:
+    check = commands.add_parser(
+        "check",
+        help="every problem of a file, and what the model will see of it",
+        epilog="Example: fedtune data check rows.csv 'data.columns={output: answer}'",
+    )
+    split = commands.add_parser(
+        "split",
+        help="one file of rows for each value of a column",
+        epilog="Example: fedtune data split hpo --column site --out rows",
+    )
+    for each in (check, split):
+        each.add_argument(
+            "file", metavar="FILE", help="a .jsonl, .json, .csv or .parquet file, or a dataset: hpo"
+        )
+    check.add_argument("--show", type=count, default=3, metavar="N", help="rows to show (default: 3)")
+    split.add_argument("--column", required=True, metavar="COLUMN", help="the column to split by")
+    split.add_argument("--out", required=True, metavar="FOLDER", help="where to write: new, or empty")
+    for each in (check, split):
+        add_json(each)
+        overrides(each)
 
 
 def _bench(commands: Commands) -> None:

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
-from typing import Any
 
+from fedtune.config.typed_reference import reference_table
 from fedtune.site.policy import REASONS
 from fedtune.site.policy_file import POLICY, example_path, parse_policy
 
@@ -50,22 +48,8 @@ def reference_page() -> str:
     """The page as Markdown."""
     reasons = (f"| `{code}` | {why} |" for code, why in REASONS.items())
     path = example_path()
-    example = POLICY.adapter.dump_python(
-        parse_policy(path.read_text(encoding="utf-8"), where=str(path)), mode="json"
-    )
-    return "\n".join((_HEAD, *_table(example), "", _REASONS, *reasons, ""))
-
-
-def _table(example: dict[str, Any]) -> Iterator[str]:
-    yield "| key | values | example | meaning |\n|---|---|---|---|"
-    for key in POLICY.keys.values():
-        value: Any = example
-        for part in key.name.split("."):
-            value = None if value is None else value[part]
-        absent = example.get(key.name.partition(".")[0]) is None and "." in key.name
-        shown = "" if absent or (isinstance(value, dict) and key.is_mapping) else f"`{json.dumps(value)}`"
-        meaning = key.description.replace("``", "`").replace("|", "\\|")
-        yield f"| `{key.name}` | {key.values} | {shown} | {meaning} |"
+    example = parse_policy(path.read_text(encoding="utf-8"), where=str(path))
+    return "\n".join((_HEAD, *reference_table(POLICY, example, column="example"), "", _REASONS, *reasons, ""))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from support.tiny_model import make_tokenizer
 from fedtune.data import hpo
 from fedtune.data.load import load_examples
 from fedtune.data.partition import partition
+from fedtune.data.separate import separate
 from fedtune.data.tokenize import tokenize_all
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,7 @@ RAISE: dict[str, Callable[[], None]] = {
     "FT224": lambda: tokens(chat_template=None),
     "FT225": lambda: tokens(chat_template="{{ raise_exception('System role not supported') }}"),
     "FT226": lambda: tokenize_all([question("Q", "A")], SlowTokenizer(), data_config()) and None,  # type: ignore[arg-type]
+    "FT227": lambda: separate([question("Q", "A", ward="north/east")], "ward") and None,
 }
 
 
