@@ -325,6 +325,16 @@ def test_without_a_superlink_a_site_is_told_to_come_back(
     assert line.isprintable()
 
 
+def test_a_superlink_that_fails_is_asked_again_later(lines: pytest.LogCaptureFixture) -> None:
+    async def fail(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(500, content=b"(sqlite3.OperationalError) database is locked")
+
+    gate = visit(gate=Visit(fail))
+    assert (gate.sent[0]["status"], gate.headers[b"retry-after"]) == (503, b"5")
+    assert gate.body == b""
+    assert lines.messages == [f"{HOST}: /v1/fleet/get-run: the SuperLink failed, see its log"]
+
+
 def test_an_answer_that_breaks_off_does_not_end_as_a_whole_one(lines: pytest.LogCaptureFixture) -> None:
     async def broken(request: httpx.Request) -> httpx.Response:
         async def pieces() -> AsyncIterator[bytes]:

@@ -47,6 +47,10 @@ _MOST_DIGITS: Final = 18
 _REFUSALS: Final = frozenset({401, 403, 412})
 """Not signed by a node that is registered; not of a run that goes on; a node that cannot be activated."""
 
+_FAILED: Final = 500
+"""Flower's SuperLink says this when its database is busy for more than 5 s. A SuperNode that reads it asks
+for no more messages and does not end; after a 503 it tries again."""
+
 
 def answer(status: int) -> Response:
     """An answer of the gate's own: no body, and the connection ends with it."""
@@ -205,6 +209,9 @@ class Passage:
             self._peers.say(errand.host, f"{errand.route}: the SuperLink does not answer ({said})")
             return 503
         try:
+            if response.status_code == _FAILED:
+                self._peers.say(errand.host, f"{errand.route}: the SuperLink failed, see its log")
+                return 503
             await self._return(errand, response, send)
         finally:
             await response.aclose()
