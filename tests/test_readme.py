@@ -19,7 +19,7 @@ PAGES = [
 ]
 COMMANDS = sorted(
     {
-        re.split(r"  +[a-z]", line.strip())[0]
+        re.sub(r"( 2> \S+)?( &)?$", "", re.split(r"  +[a-z]", line.strip())[0])
         for page in PAGES
         for line in page.read_text(encoding="utf-8").splitlines()
         if line.startswith("    fedtune ")
