@@ -12,7 +12,7 @@ from typing import Any
 
 from fedtune.errors import FedtuneError
 
-__all__ = ["print_json", "report_crash", "report_problems", "say", "show_log"]
+__all__ = ["print_json", "report_crash", "report_problems", "say", "show_log", "show_safe_log"]
 
 
 class _ToPerson(logging.Handler):
@@ -28,6 +28,15 @@ def show_log() -> None:
     if not logger.handlers:
         logger.addHandler(_ToPerson())
         logger.setLevel(logging.INFO)
+
+
+def show_safe_log() -> None:
+    """Let what a daemon shows hold no word that its log may not hold: an exception's text may quote a row."""
+    from fedtune.observability.log_lines import SafeFormatter  # noqa: PLC0415
+
+    for handler in logging.getLogger("fedtune").handlers:
+        if isinstance(handler, _ToPerson):
+            handler.setFormatter(SafeFormatter())
 
 
 def say(text: str = "") -> None:

@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from fedtune.errors import DataError, FedtuneError, Problem
 
-__all__ = ["CARRIERS", "LineFormatter", "log_context", "words_of"]
+__all__ = ["CARRIERS", "LineFormatter", "SafeFormatter", "log_context", "words_of"]
 
 CARRIERS: Final = ("flwr", "httpcore", "httpx", "uvicorn")
 """Libraries that carry messages and see no row."""
@@ -102,6 +102,15 @@ class LineFormatter(logging.Formatter):
         if error is not None:
             fields["error"] = [_described(each) for each in _causes(error)]
         return json.dumps(fields, ensure_ascii=True, separators=(",", ":"))
+
+
+class SafeFormatter(logging.Formatter):
+    """Makes a line for people of a record, with no word more than `LineFormatter` lets into a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        text = _message(record)[:_LONGEST_MESSAGE]
+        return text if error is None else f"{text} ({words_of(error)})"
 
 
 def _utc(seconds: float) -> str:

@@ -349,3 +349,16 @@ def test_each_way_of_putting_a_message_together_is_seen(message: str) -> None:
     for owner in ("logger", "self._logger", "logging.getLogger(__name__)"):
         [(_, found)] = logged_in(f"{owner}.info({message})")
         assert not isinstance(found, ast.Constant)
+
+
+def test_what_a_daemon_shows_has_no_word_of_an_exception_that_may_quote_a_row() -> None:
+    from fedtune.observability.log_lines import SafeFormatter
+
+    def shown(message: str, error: Exception | None, *arguments: object) -> str:
+        info = None if error is None else (type(error), error, None)
+        record = logging.LogRecord("fedtune.site.desk", logging.ERROR, __file__, 1, message, arguments, info)
+        return SafeFormatter().format(record)
+
+    assert shown("round %d is over", None, 3) == "round 3 is over"
+    assert shown("it failed", ValueError("Quintessa Marrowbone")) == "it failed (ValueError)"
+    assert shown("refused: %s", None, ValueError("Quintessa Marrowbone")) == "refused: ValueError"
