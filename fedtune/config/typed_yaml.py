@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,8 +81,10 @@ class TypedYaml(Generic[T]):
                 every problem in it at once.
         """
         try:
-            with path.open("rb") as file:
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 mode = os.fstat(file.fileno()).st_mode
+                if not stat.S_ISREG(mode):
+                    raise MachineError(self.unusable(f"{self.noun} is no regular file", str(path)))
                 raw = file.read(_MAX_BYTES + 1)
         except OSError as error:
             what = f"{self.noun} cannot be read: {error.strerror}"
