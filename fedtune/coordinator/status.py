@@ -123,7 +123,7 @@ def read_status(path: Path) -> ServerStatus | None:
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise RunError(
             Problem(
                 code="FT666",

@@ -138,13 +138,13 @@ def test_where_the_disk_refuses_even_the_ending_the_first_error_stands(
     def full(_: object) -> None:
         raise RunError(Problem(code="FT705", what="no space left", where="log", fix="free some"))
 
-    def fill_and_fail() -> None:
+    def fail() -> None:
         with held:
             monkeypatch.setattr(held.run.events, "append", full)
             raise NAMED
 
     with pytest.raises(FederationError, match="FT607"):
-        fill_and_fail()
+        fail()
 
 
 def test_a_session_goes_on_after_the_last_round_that_has_a_checkpoint(
@@ -152,14 +152,14 @@ def test_a_session_goes_on_after_the_last_round_that_has_a_checkpoint(
 ) -> None:
     held = session(tmp_path, settings)
 
-    def go_on_and_die() -> None:
+    def killed_before_its_checkpoint() -> None:
         with held:
             held.run.events.append(RoundFinished(round=0, held_out_loss=None))
-            held.run.events.append(RoundFinished(round=1, held_out_loss=None))  # and no checkpoint
+            held.run.events.append(RoundFinished(round=1, held_out_loss=None))
             raise SystemExit(1)
 
     with pytest.raises(SystemExit):
-        go_on_and_die()
+        killed_before_its_checkpoint()
     with pytest.raises(SystemExit), session(tmp_path, settings) as _:
         raise SystemExit(1)
     starts = [event for event in read_events(log(tmp_path)) if isinstance(event, RunStarted)]
