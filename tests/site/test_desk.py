@@ -582,7 +582,8 @@ def test_on_a_disk_that_is_full_nothing_leaves_and_the_chain_verifies(
 
         def ask_on() -> None:
             nonlocal answered
-            for answered in range(1000):
+            for number in range(1000):
+                answered = number
                 assert body_of(site.ask("query.hello"))["kind"] == "hello"
 
         with pytest.raises(FedtuneError) as caught:
