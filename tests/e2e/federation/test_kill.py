@@ -24,7 +24,7 @@ from fedtune.site.audit import verify_audit
 
 pytestmark = pytest.mark.e2e
 
-KILLS = int(os.environ.get("FEDTUNE_KILLS", "2"))
+KILLS = int(os.environ.get("FEDTUNE_KILLS", "1"))
 LONGEST_UNTIL_KILL_SECONDS = 35.0
 LONGEST_RUN_SECONDS = 600.0
 ROUNDS = 2
