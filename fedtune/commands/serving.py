@@ -91,7 +91,7 @@ def stop_process(lock: Path, what: str) -> bool:
 
 def _pid(lock: Path) -> int | None:
     text = lock.read_bytes()[:20].strip()
-    return int(text) if text.isdigit() else None
+    return (int(text) or None) if text.isdigit() else None
 
 
 def _stays(what: str, why: str, *, where: str, pid: int | None = None) -> Problem:

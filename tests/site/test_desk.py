@@ -582,9 +582,9 @@ def test_on_a_disk_that_is_full_nothing_leaves_and_the_chain_verifies(
 
         def ask_on() -> None:
             nonlocal answered
-            for number in range(1000):
-                answered = number
+            while answered < 1000:
                 assert body_of(site.ask("query.hello"))["kind"] == "hello"
+                answered += 1
 
         with pytest.raises(FedtuneError) as caught:
             ask_on()
