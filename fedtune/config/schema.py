@@ -262,7 +262,8 @@ class FederationConfig:
     """Clients drawn at random for a round; null takes all."""
 
     min_replies: PositiveInt | None
-    """Quorum: a round with fewer usable updates stops the run; null demands every drawn client."""
+    """Quorum: a round never counts with fewer usable updates; it is asked for again, and after its last
+    attempt the run stops. Null demands every drawn client, those who are away as well."""
 
     round_attempts: PositiveInt
     """How often a round is asked for before the run stops for lack of its quorum; sites whose update has

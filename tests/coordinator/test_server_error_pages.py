@@ -84,7 +84,7 @@ def nobody() -> None:
 RAISE: dict[str, Callable[[], object]] = {
     "FT613": failed,
     "FT660": lambda: settings(mode=0o664),
-    "FT661": lambda: settings("body_mib: 64", "bodymib: 64"),
+    "FT661": lambda: settings("  body_mib: 64", "  body_mib: 64\n  bodymib: 64"),
     "FT662": lambda: settings("superlink_port: 9091", "superlink_port: 0"),
     "FT663": lambda: settings("  webhook: null\n"),
     "FT664": taken,
