@@ -31,7 +31,7 @@ from fedtune.coordinator.notify_expiry import ExpiryWatch
 from fedtune.coordinator.settings import ServerSettings, notify_settings
 from fedtune.coordinator.status import ServerStatus, SiteStatus, write_status
 from fedtune.coordinator.submission import Submission
-from fedtune.coordinator.superlink import end_process, start_superlink
+from fedtune.coordinator.superlink import end_leftovers, end_process, start_superlink
 from fedtune.coordinator.wanted import WantedRun, WantedRuns
 from fedtune.errors import FedtuneError, MachineError, Problem
 from fedtune.federation.processes import environment
@@ -272,6 +272,7 @@ class Server:
         self._close_control()
         if self._superlink is not None:
             end_process(self._superlink)
+            end_leftovers(self.folder)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

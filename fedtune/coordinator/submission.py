@@ -165,4 +165,6 @@ class Submission:
 def _refusal(flower: FlowerRun | None) -> tuple[RunState, str] | None:
     """Return why a session could not begin, if it said so to Flower."""
     named = None if flower is None else _NAMED.search(flower.details)
-    return None if named is None else ("failed", named.group())
+    if named is None or named.group().startswith("FT702"):  # a session that is ending holds the folder still
+        return None
+    return "failed", named.group()

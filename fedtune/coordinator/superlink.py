@@ -6,16 +6,19 @@ binds to 127.0.0.1, and sites come through the gate.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from fedtune.coordinator.folder import HOME_VARIABLE, INSECURE_VARIABLE, CoordinatorFolder
 from fedtune.errors import MachineError, Problem
 from fedtune.federation.processes import environment, listens, script, spawn
 
-__all__ = ["LOG", "start_superlink"]
+__all__ = ["LOG", "end_leftovers", "end_process", "start_superlink"]
 
 START_SECONDS = 60.0
 LOG = "superlink.log"
@@ -48,6 +51,7 @@ def start_superlink(
                 fix="stop it, such as another `fedtune server start`, or choose another superlink_port",
             )
         )
+    end_leftovers(folder)
     folder.flower_home.mkdir(parents=True, exist_ok=True)
     command = [script("flower-superlink"), "--host", "127.0.0.1", "--port", str(port)]
     if insecure:
@@ -89,6 +93,32 @@ def end_process(process: subprocess.Popen[bytes], *, seconds: float = 15.0) -> N
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def end_leftovers(folder: CoordinatorFolder, *, seconds: float = 5.0) -> None:
+    """Stop what a SuperLink of this coordinator has started and that outlived it: Flower detaches it.
+
+    Such a ServerApp waits for its SuperLink for minutes, and holds its run's folder. It is known by the
+    folder in its environment. Where there is no ``/proc``, it is left to end by itself.
+    """
+    for stop in (signal.SIGTERM, signal.SIGKILL):
+        for process in _started_for(folder):
+            with suppress(ProcessLookupError):
+                os.kill(process, stop)
+        deadline = time.monotonic() + seconds
+        while _started_for(folder) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def _started_for(folder: CoordinatorFolder) -> list[int]:
+    mark = f"{HOME_VARIABLE}={folder.path.resolve()}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        # Not ours to read, or gone meanwhile; a process that has ended has no environment.
+        with suppress(OSError):
+            if mark in path.read_bytes().split(b"\0") and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+    return found
 
 
 def _last_line(path: Path) -> str:

@@ -227,3 +227,12 @@ def test_a_run_can_be_stopped_in_every_state(tmp_path: Path, state: str) -> None
     one.advance(control, sites=4)  # type: ignore[arg-type]
     assert one.state == "stopped"
     assert control.running == []
+
+
+def test_a_session_that_found_an_older_one_at_work_is_tried_again(tmp_path: Path) -> None:
+    control, one = FakeControl(), submission(tmp_path / "lungs")
+    one.advance(control, sites=4)  # type: ignore[arg-type]
+    details = "ServerApp failed with exception: FT702: another process is writing this run: pid 7"
+    control.end(control.running[0], details)
+    one.advance(control, sites=4)  # type: ignore[arg-type]
+    assert one.state == "restarting"

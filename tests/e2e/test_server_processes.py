@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,9 +34,11 @@ def adapters(federation: CliFederation, run: str) -> bytes:
     return (federation.coordinator.runs / run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_second_server_is_refused(federation: CliFederation, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["server", "start", str(federation.coordinator.path)]) != 0
-    assert "FT667: another server serves this folder" in capsys.readouterr().err
+def test_a_second_server_is_refused(federation: CliFederation) -> None:
+    command = [sys.executable, "-m", "fedtune", "server", "start", str(federation.coordinator.path)]
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode != 0
+    assert "FT667: another server serves this folder" in second.stderr
     federation.require_alive()
 
 
