@@ -13,6 +13,7 @@ _MODULES = {
     "enrol": "server_setup",
     "remove": "server_setup",
     "start": "server_start",
+    "preflight": "server_preflight",
     "run": "server_run",
     "status": "server_status",
     "stop": "server_stop",

@@ -44,6 +44,13 @@ def add_server(commands: Commands) -> None:
     )
     start.add_argument("--insecure", action="store_true", help="without TLS: a trial on this machine alone")
 
+    preflight = _with_folder(commands, "preflight", "ask every site whether it is ready for a run")
+    preflight.add_argument(
+        "--no-dry-round", action="store_true", help="only ask; do not try a round of one step"
+    )
+    add_json(preflight)
+    overrides(preflight)
+
     run = _with_folder(commands, "run", "run a federation with the sites that are enrolled")
     how = run.add_mutually_exclusive_group()
     how.add_argument("--detach", action="store_true", help="start it and leave")

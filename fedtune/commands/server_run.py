@@ -23,7 +23,7 @@ from fedtune.observability.run_directory import events_path
 from fedtune.observability.summary import summarise
 from fedtune.observability.summary_table import print_summary
 
-__all__ = ["DEFAULTS", "composed", "run_run"]
+__all__ = ["DEFAULTS", "composed", "require_possible", "run_run", "serving", "watched"]
 
 DEFAULTS = ("backend=deployment", "secagg=on")
 """What a deployment takes unless the command line says otherwise."""
@@ -48,12 +48,12 @@ def run_run(arguments: argparse.Namespace) -> int:
         FederationError: FT613, the run ended without an adapter, with the reason.
     """
     folder = CoordinatorFolder(Path(arguments.folder))
-    status = _serving(folder)
+    status = serving(folder)
     if arguments.attach:
         name = _going_on(folder, status)
     else:
         config = composed(arguments.overrides)
-        _check(config, folder)
+        require_possible(config, folder)
         WantedRuns(folder.wanted).add(replace(config, runs_dir="runs", resume=False))
         name = config.name
         if arguments.detach:
@@ -62,7 +62,7 @@ def run_run(arguments: argparse.Namespace) -> int:
                 print_json({"run": name, "folder": str(folder.runs / name)})
             return 0
     try:
-        ended = _watched(folder, name)
+        ended = watched(folder, name)
     except KeyboardInterrupt:
         say(f"\n{name} goes on. To watch it again: fedtune server run {folder.path} --attach")
         return 130
@@ -80,7 +80,7 @@ def composed(overrides: Sequence[str]) -> Config:
     return compose([*defaults, *overrides])
 
 
-def _serving(folder: CoordinatorFolder) -> ServerStatus:
+def serving(folder: CoordinatorFolder) -> ServerStatus:
     """Return what the server knows; one that is just starting is waited for.
 
     Raises:
@@ -120,7 +120,12 @@ def _going_on(folder: CoordinatorFolder, status: ServerStatus) -> str:
     )
 
 
-def _check(config: Config, folder: CoordinatorFolder) -> None:
+def require_possible(config: Config, folder: CoordinatorFolder) -> None:
+    """Refuse a run that the enrolled sites cannot run, or that is there already.
+
+    Raises:
+        ConfigError: With all problems: FT668, FT701.
+    """
     problems = []
     sites, federation, secagg = _enrolled(folder), config.federation, config.secagg
     where = f"{folder.nodes}, with {sites} sites enrolled"
@@ -152,7 +157,7 @@ def _enrolled(folder: CoordinatorFolder) -> int:
     return sum(1 for _ in folder.nodes.glob("*.pub"))
 
 
-def _watched(folder: CoordinatorFolder, name: str) -> RunStatus:
+def watched(folder: CoordinatorFolder, name: str) -> RunStatus:
     """Show a run's events until the server says that it has ended."""
     path = folder.runs / name / "rounds.jsonl"
     began = time.time()

@@ -20,9 +20,12 @@ from fedtune.config.schema import Config
 from fedtune.config.wire import config_from_json
 from fedtune.coordinator.folder import INSECURE_VARIABLE, CoordinatorFolder
 from fedtune.coordinator.nodes import enrolled_keys, read_names
+from fedtune.coordinator.preflight import run_preflight
 from fedtune.coordinator.settings import load_settings
-from fedtune.errors import RunError
+from fedtune.coordinator.wanted import WantedRuns
+from fedtune.errors import Problem, RunError
 from fedtune.federation import server
+from fedtune.federation.secure_round import SecureCoordinator
 from fedtune.federation.session import RunSession
 from fedtune.observability.run_directory import RunDirectory
 
@@ -44,7 +47,28 @@ def build_server_app() -> ServerApp:
         config = config_from_json(str(context.run_config[server.CONFIG_KEY]))
         models = load_settings(folder.settings).models
         model = replace(config.model, name=models.get(config.model.name, config.model.name))
-        _run(grid, replace(config, model=model, runs_dir=str(folder.runs)), folder)
+        here = replace(config, model=model, runs_dir=str(folder.runs))
+        order = WantedRuns(folder.wanted).preflight(config.name)
+        if order is None:
+            _run(grid, here, folder)
+            return
+        if _is_insecure():
+            raise RunError(
+                Problem(
+                    code="FT614",
+                    what="a server without TLS knows no node's name, and cannot ask each site",
+                    where="fedtune server start --insecure",
+                    fix="start the server without --insecure, or start the run without a preflight",
+                )
+            )
+        run_preflight(
+            grid,
+            here,
+            _taken_over(folder.runs / config.name),
+            order,
+            registered=partial(read_names, folder.names),
+            secure=partial(_secure, here, folder),
+        )
 
     return app
 
@@ -54,25 +78,29 @@ def _run(grid: Grid, config: Config, folder: CoordinatorFolder) -> None:
     run = _taken_over(folder.runs / config.name)
     session = RunSession(config=config, run=run, started=started, passing=(httpx.HTTPError,))
     enrolled = len(enrolled_keys(folder.nodes).by_site)
-    insecure = os.environ.get(INSECURE_VARIABLE) == "1"
-    registered = None if insecure else partial(read_names, folder.names)
+    registered = None if _is_insecure() else partial(read_names, folder.names)
     with session:
         if session.is_complete:
             return
-        secure = (
-            server.secure_coordinator(config, run, roster=folder.roster, identity=folder.identity)
-            if config.secagg.enabled
-            else None
-        )
         server.run_federation(
             grid,
             config,
             run,
             expected_clients=enrolled,
             split=None,
-            secure=secure,
+            secure=_secure(config, folder, run),
             registered=registered,
         )
+
+
+def _is_insecure() -> bool:
+    return os.environ.get(INSECURE_VARIABLE) == "1"
+
+
+def _secure(config: Config, folder: CoordinatorFolder, run: RunDirectory) -> SecureCoordinator | None:
+    if not config.secagg.enabled:
+        return None
+    return server.secure_coordinator(config, run, roster=folder.roster, identity=folder.identity)
 
 
 def _taken_over(path: Path) -> RunDirectory:

@@ -11,20 +11,30 @@ from flwr.serverapp import Grid
 
 from fedtune.errors import FederationError, Problem, UpdateError
 from fedtune.federation.patience import bounded_pulls
-from fedtune.federation.wire import Body, EvaluateReply, Failure, HelloReply, TrainReply, content, parse_reply
+from fedtune.federation.wire import (
+    Body,
+    EvaluateReply,
+    Failure,
+    HelloReply,
+    PreflightReply,
+    TrainReply,
+    content,
+    parse_reply,
+)
 from fedtune.observability.events import ClientFailed, Event
 
 __all__ = ["Dialogue", "Stage", "flower_failure"]
 
-Stage = Literal["hello", "train", "secagg", "evaluate"]
+Stage = Literal["hello", "train", "secagg", "evaluate", "preflight"]
 MESSAGE_TYPES: Mapping[Stage, str] = {
     "hello": "query.hello",
     "train": "train",
     "secagg": "query.secagg",
     "evaluate": "evaluate",
+    "preflight": "query.preflight",
 }
 
-Reply = TypeVar("Reply", HelloReply, TrainReply, EvaluateReply)
+Reply = TypeVar("Reply", HelloReply, TrainReply, EvaluateReply, PreflightReply)
 
 
 @dataclass(kw_only=True)

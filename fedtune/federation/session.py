@@ -76,7 +76,7 @@ class RunSession:
         """
         self.observe()
         try:
-            self._begin()
+            self.begin()
         except BaseException:
             self.run.close()
             raise
@@ -105,10 +105,15 @@ class RunSession:
     def _fail(self, error: BaseException) -> None:
         # The disk may be what failed: then the log ends with what it has, and the error stands.
         with suppress(RunError):
-            self.run.events.append(self._ended(*self._ending(error)))
+            self.run.events.append(self._ended(*self.ending(error)))
             self._report()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Write what entering writes; for a session that makes no adapter and writes its own end.
+
+        Raises:
+            RunError: As entering it; the run directory stays open.
+        """
         done = self._complete_rounds() if self.run.resumed else None
         self.run.write_config(config_to_yaml(self.config))
         self.run.events.append(
@@ -176,7 +181,8 @@ class RunSession:
             peak_memory_mib=peak_memory_mib(),
         )
 
-    def _ending(self, error: BaseException) -> tuple[Literal["failed", "interrupted"], str]:
+    def ending(self, error: BaseException) -> tuple[Literal["failed", "interrupted"], str]:
+        """Return how a session ends by an error, and the reason that is written."""
         if isinstance(error, KeyboardInterrupt):
             return "interrupted", "Stopped from the keyboard."
         if isinstance(error, SystemExit):

@@ -25,6 +25,9 @@ __all__ = [
     "Failure",
     "HelloReply",
     "HelloRequest",
+    "PreflightReply",
+    "PreflightRequest",
+    "SiteCheck",
     "TrainReply",
     "TrainRequest",
     "arrays_of",
@@ -47,6 +50,10 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=4_096)]
+ConfigText = Annotated[str, Field(max_length=32_768)]
+Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z.+_!-]{1,64}$")]
+Reasons = Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z_.]{1,40}$")], ...], Field(max_length=40)]
+Code = Annotated[str, Field(pattern=r"^FT[0-9]{3}$")]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -134,6 +141,56 @@ class EvaluateReply:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PreflightRequest:
+    """Asks a site whether it is ready for a run; nothing is trained, and no approval is needed for an answer.
+
+    The message belongs to a dry run of its own, whose configuration Flower's context has.
+    """
+
+    kind: Literal["preflight"] = "preflight"
+    protocol: Count = PROTOCOL
+    config: ConfigText
+    """JSON of the configuration that is asked about."""
+    to_be_approved: bool
+    """Whether a run of this very name is to come, so that the site's operator may approve it now."""
+
+
+CheckName = Literal[
+    "keys", "joining", "site.yaml", "client.yaml", "configuration", "roster", "base model",
+    "hash of the base model", "data", "rows", "memory", "threads", "folders", "disks", "clock", "other",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SiteCheck:
+    """How one of a site's own checks ended; what it found stays there."""
+
+    name: CheckName
+    status: Literal["ok", "warning", "failed"]
+    code: Code | None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PreflightReply:
+    kind: Literal["preflight"] = "preflight"
+    protocol: Count
+    site: Text
+    version: Version
+    flwr: Version
+    python: Version
+    torch: Version
+    train_refused: Reasons
+    """Why the site's policy would refuse to train, as it tells them with FT640; empty if it would not."""
+    evaluate_refused: Reasons
+    approval: Literal["approved", "waits"]
+    checks: Annotated[tuple[SiteCheck, ...], Field(max_length=100)]
+    checks_age_seconds: Seconds
+    """How long ago they were made: a site makes them once a minute at most."""
+    days_left: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | None
+    """Until the first of the site's certificates ends; null if none is there."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Failure:
     """A site could not do what was asked: a stable code and one sentence."""
 
@@ -144,7 +201,17 @@ class Failure:
 
 
 T = TypeVar("T")
-Body = HelloRequest | HelloReply | TrainRequest | TrainReply | EvaluateRequest | EvaluateReply | Failure
+Body = (
+    HelloRequest
+    | HelloReply
+    | TrainRequest
+    | TrainReply
+    | EvaluateRequest
+    | EvaluateReply
+    | PreflightRequest
+    | PreflightReply
+    | Failure
+)
 
 
 def content(body: Body, arrays: ArrayRecord | None = None) -> RecordDict:

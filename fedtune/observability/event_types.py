@@ -6,14 +6,13 @@ memory and disk agree. A time, a count or a weight that is not finite is refused
 
 from __future__ import annotations
 
-import math
-import numbers
-import time as clock
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+from fedtune.observability.event_base import STRICT, Count, Event, Measured, Positive, Seconds
+from fedtune.observability.preflight_events import DryRound, Preflight
 
 __all__ = [
     "EVENT_TYPES",
@@ -21,9 +20,11 @@ __all__ = [
     "ClientEvaluated",
     "ClientFailed",
     "ClientTrained",
+    "DryRound",
     "Event",
     "Generated",
     "ModelLoaded",
+    "Preflight",
     "QuorumMissed",
     "RoundAggregated",
     "RoundFinished",
@@ -39,40 +40,7 @@ __all__ = [
 ]
 
 
-def _plain_number(value: Any) -> Any:
-    """Turn numpy's scalars into Python's; leave everything else for the validator to judge."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
-    return value
-
-
-def _finite_or_none(value: Any) -> Any:
-    value = _plain_number(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Count = Annotated[int, BeforeValidator(_plain_number), Field(ge=0)]
-Seconds = Annotated[float, BeforeValidator(_plain_number), Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, BeforeValidator(_plain_number), Field(ge=0, allow_inf_nan=False)]
-Measured = Annotated[float | None, BeforeValidator(_finite_or_none)]
-
-_STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Event:
-    """Base of all events."""
-
-    name_on_disk: ClassVar[str] = ""
-    stored: ClassVar[bool] = True
-
-    time: Seconds = Field(default_factory=clock.time)
-    """When it was recorded, in unix seconds."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunStarted(Event):
     """A session begins: the first of a run, or one that resumes it."""
 
@@ -89,7 +57,7 @@ class RunStarted(Event):
     """Last complete round that is kept; null for a run that starts from nothing. See effective_events."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelLoaded(Event):
     name_on_disk: ClassVar[str] = "model_loaded"
 
@@ -102,7 +70,7 @@ class ModelLoaded(Event):
     compute_dtype: str
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SiteSize:
     """One site's rows, after skipping the bad ones; null where the site does not say how many."""
 
@@ -113,7 +81,7 @@ class SiteSize:
     """Of fedtune at the site; null in logs that were written before it was asked for."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Split:
     """How labels fall on sites: ``counts[i][j]`` rows of ``labels[j]`` at ``sites[i]``, held-out ones too.
 
@@ -125,7 +93,7 @@ class Split:
     counts: tuple[tuple[Count, ...], ...]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Sites(Event):
     name_on_disk: ClassVar[str] = "sites"
 
@@ -136,7 +104,7 @@ class Sites(Event):
     """Null where rows carry no label."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RoundStarted(Event):
     name_on_disk: ClassVar[str] = "round_started"
 
@@ -146,7 +114,7 @@ class RoundStarted(Event):
     """Adapter factors that are trained and travel in this round."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class QuorumMissed(Event):
     """A round had fewer usable replies than its contract demands, and is asked for again."""
 
@@ -160,7 +128,7 @@ class QuorumMissed(Event):
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClientTrained(Event):
     """A client's delta arrived and counts, or waits for the secure sum. What a site does not say is null."""
 
@@ -188,18 +156,18 @@ class ClientTrained(Event):
     """L2 norm over all tensors of the delta; null under secure aggregation."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClientFailed(Event):
     name_on_disk: ClassVar[str] = "client_failed"
 
     round: Count
     client: str
-    stage: Literal["hello", "train", "secagg", "evaluate"]
+    stage: Literal["hello", "train", "secagg", "evaluate", "preflight"]
     code: str
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SecurePromise(Event):
     """What secure aggregation holds and does not hold for this federation, said before the first round."""
 
@@ -208,7 +176,7 @@ class SecurePromise(Event):
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SecureSum(Event):
     """Secure aggregation of a round has ended: the sum was opened, or the round is burnt."""
 
@@ -230,7 +198,7 @@ class SecureSum(Event):
     downlink_bytes: Count
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RoundAggregated(Event):
     name_on_disk: ClassVar[str] = "round_aggregated"
 
@@ -245,7 +213,7 @@ class RoundAggregated(Event):
     delta_norm: Measured
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClientEvaluated(Event):
     name_on_disk: ClassVar[str] = "client_evaluated"
 
@@ -260,7 +228,7 @@ class ClientEvaluated(Event):
     finished: Seconds
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RoundFinished(Event):
     name_on_disk: ClassVar[str] = "round_finished"
 
@@ -269,7 +237,7 @@ class RoundFinished(Event):
     """Unweighted mean over sites; null where this round was not evaluated."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class BaselineFinished(Event):
     name_on_disk: ClassVar[str] = "baseline_finished"
 
@@ -282,7 +250,7 @@ class BaselineFinished(Event):
     seconds: Seconds
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Generated(Event):
     """One held-out prompt, answered by the base and by the federated model."""
 
@@ -295,7 +263,7 @@ class Generated(Event):
     after: str
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunFinished(Event):
     name_on_disk: ClassVar[str] = "run_finished"
 
@@ -307,7 +275,7 @@ class RunFinished(Event):
     peak_memory_mib: Positive
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class StepProgress(Event):
     """One optimizer step of a client; shown while it runs and never written to disk."""
 
@@ -340,6 +308,8 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         RoundFinished,
         BaselineFinished,
         Generated,
+        Preflight,
+        DryRound,
         RunFinished,
     )
 }

@@ -31,9 +31,11 @@ from fedtune.observability.event_types import (
     ClientEvaluated,
     ClientFailed,
     ClientTrained,
+    DryRound,
     Event,
     Generated,
     ModelLoaded,
+    Preflight,
     QuorumMissed,
     RoundAggregated,
     RoundFinished,
@@ -47,6 +49,7 @@ from fedtune.observability.event_types import (
     Split,
     StepProgress,
 )
+from fedtune.observability.preflight_events import DrySite, SiteCheckResult, SiteReadiness
 
 __all__ = [
     "EVENT_TYPES",
@@ -55,11 +58,14 @@ __all__ = [
     "ClientEvaluated",
     "ClientFailed",
     "ClientTrained",
+    "DryRound",
+    "DrySite",
     "Event",
     "EventLog",
     "Generated",
     "ModelLoaded",
     "Observer",
+    "Preflight",
     "QuorumMissed",
     "RoundAggregated",
     "RoundFinished",
@@ -68,6 +74,8 @@ __all__ = [
     "RunStarted",
     "SecurePromise",
     "SecureSum",
+    "SiteCheckResult",
+    "SiteReadiness",
     "SiteSize",
     "Sites",
     "Split",

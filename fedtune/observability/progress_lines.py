@@ -7,8 +7,10 @@ from fedtune.observability.events import (
     BaselineFinished,
     ClientFailed,
     ClientTrained,
+    DryRound,
     Event,
     ModelLoaded,
+    Preflight,
     QuorumMissed,
     RoundFinished,
     RunFinished,
@@ -62,7 +64,7 @@ def event_text(event: Event, state: ProgressState) -> str:
             reason = f": {event.reason}" if event.reason else ""
             text = f"run {event.status} in {wording.seconds(event.seconds)}{reason}"
         case _:
-            text = ""
+            text = _preflight(event)
     return printable(text)
 
 
@@ -109,6 +111,15 @@ def _secure(event: SecureSum) -> str:
     if not event.opened:
         return f"BURNT: {event.reason}; going on from the adapter before it"
     return f"secure sum of {len(event.clients)} sites opened in {wording.seconds(event.seconds)}"
+
+
+def _preflight(event: Event) -> str:
+    if isinstance(event, Preflight):
+        answered = sum(site.code is None for site in event.sites)
+        return f"{answered} of {len(event.sites)} sites have answered"
+    if isinstance(event, DryRound):
+        return "the dry round is finished" if event.finished else f"no dry round: {event.reason}"
+    return ""
 
 
 def _training(event: ClientTrained, state: ProgressState) -> str:

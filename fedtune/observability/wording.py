@@ -27,6 +27,7 @@ STAGES = {
     "train": "training",
     "secagg": "secure aggregation",
     "evaluate": "evaluation",
+    "preflight": "the preflight",
 }
 """What a site was asked to do when it failed."""
 

@@ -16,7 +16,7 @@ __all__ = ["KINDS", "OUTCOMES", "Failed", "Outcome", "SiteState", "Snapshot", "S
 Outcome: TypeAlias = Literal["answered", "refused", "failed"]
 Status: TypeAlias = Literal["ok", "degraded", "stopped"]
 
-KINDS: Final = ("hello", "train", "evaluate", "secagg", "other")
+KINDS: Final = ("hello", "train", "evaluate", "secagg", "preflight", "other")
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 _TYPES: Final = {
@@ -24,6 +24,7 @@ _TYPES: Final = {
     "train": "train",
     "evaluate": "evaluate",
     "query.secagg": "secagg",
+    "query.preflight": "preflight",
 }
 _OTHER: Final = "other"
 _REASON: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")

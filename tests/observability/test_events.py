@@ -25,6 +25,7 @@ from fedtune.observability.events import (
     ClientEvaluated,
     Event,
     EventLog,
+    QuorumMissed,
     RoundFinished,
     RunStarted,
     StepProgress,
@@ -43,7 +44,8 @@ def problems(error: pytest.ExceptionInfo[RunError]) -> list[str]:
 
 
 def test_every_event_type_comes_back_equal_from_its_line() -> None:
-    events = synthetic_run(secure=True)
+    missed = QuorumMissed(round=2, attempt=1, attempts=3, reason="1 usable reply where 2 are required")
+    events = [*synthetic_run(secure=True, preflight=True), missed]
     assert {type(event) for event in events} == set(EVENT_TYPES.values())
     assert [parse_event(event_line(event)) for event in events] == events
 

@@ -13,9 +13,12 @@ from fedtune.observability.events import (
     ClientEvaluated,
     ClientFailed,
     ClientTrained,
+    DryRound,
+    DrySite,
     Event,
     Generated,
     ModelLoaded,
+    Preflight,
     RoundAggregated,
     RoundFinished,
     RoundStarted,
@@ -23,6 +26,8 @@ from fedtune.observability.events import (
     RunStarted,
     SecurePromise,
     SecureSum,
+    SiteCheckResult,
+    SiteReadiness,
     Sites,
     SiteSize,
     Split,
@@ -88,6 +93,7 @@ def synthetic_run(
     baselines: bool = True,
     secure: bool = False,
     failure: bool = True,
+    preflight: bool = False,
     finish: bool = True,
     names: Sequence[str] = tuple(SITES),
     rows_and_base: Mapping[str, tuple[int, float]] | None = None,
@@ -100,7 +106,7 @@ def synthetic_run(
 
     With ``failure``, the fourth site fails in training in round 2 and in round 3 evaluates nothing. The last
     site is one that federation does not help, when baselines are there. With ``secure``, the server learns
-    sums alone, and round 2 is burnt.
+    sums alone, and round 2 is burnt. With ``preflight``, the log also holds what a preflight writes.
     """
     random_ = random.Random(seed)
     sizes = dict(rows_and_base or zip(names, SITES.values(), strict=False))
@@ -264,6 +270,8 @@ def synthetic_run(
         events.append(
             Generated(time=clock, site=name, prompt=prompt, reference=reference, before=before, after=after)
         )
+    if preflight:
+        events += _preflight(clock)
     if finish:
         events.append(
             RunFinished(
@@ -294,6 +302,30 @@ def _secure_sum(time: float, round_: int, clients: tuple[str, ...], *, opened: b
         time=time, round=round_, opened=opened, reason=None if opened else "too few sites confirmed",
         clients=clients if opened else (), attempts=1, seconds=1.5,
         uplink_bytes=20_000_000 * len(clients), downlink_bytes=9_000 * len(clients),
+    )  # fmt: skip
+
+
+def _preflight(time: float) -> tuple[Preflight, DryRound]:
+    checks = (
+        SiteCheckResult(name="keys", status="warning", code=None),
+        SiteCheckResult(name="data", status="failed", code="FT855"),
+    )
+    ready = SiteReadiness(
+        name="Eye", connected=True, code=None, reason=None, version="0.1.0", flwr="1.41.0", python="3.11.2",
+        torch="2.13.0", train_refused=("k_min",), evaluate_refused=(), approval="waits", checks=checks,
+        checks_age_seconds=0.0, days_left=21,
+    )  # fmt: skip
+    away = SiteReadiness(name="Ear", connected=False, code="FT612", reason="it was not connected")
+    failed = DrySite(name="Eye", stage="hello", code="FT642", reason="it waits", seconds=None)
+    return (
+        Preflight(
+            time=time, run="did-it-help", version="0.1.0", flwr="1.41.0", python="3.11.2", torch="2.13.0",
+            seconds=4.5, sites=(away, ready),
+        ),
+        DryRound(
+            time=time, finished=False, code="FT607", reason="0 usable replies", seconds=60.0, uplink_bytes=0,
+            downlink_bytes=0, sites=(failed,),
+        ),
     )  # fmt: skip
 
 

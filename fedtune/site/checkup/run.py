@@ -24,7 +24,7 @@ from fedtune.site.folder import SiteFolder
 from fedtune.site.policy_schema import SitePolicy
 from fedtune.site.settings import SiteSettings, here, load_settings, local_model
 
-__all__ = ["run_site_checks"]
+__all__ = ["run_local_checks", "run_site_checks"]
 
 
 def run_site_checks(
@@ -51,6 +51,23 @@ def run_site_checks(
     yield from checkup.of_rows()
     yield from checkup.of_machine()
     yield from checkup.of_agreement()
+
+
+def run_local_checks(folder: Path, *, config: Config) -> Iterator[Check]:
+    """Make the checks that need no network, as far as they say whether a site is ready for a configuration.
+
+    What the policy says to it is not among them.
+
+    Args:
+        folder: The site's.
+        config: The coordinator's.
+    """
+    checkup = _Checkup(folder=SiteFolder(folder), starting=lambda name: None)
+    yield from checkup.of_folder(lambda: config)
+    yield from checkup.of_models()
+    yield from checkup.of_rows()
+    yield from checkup.of_machine()
+    yield from made("clock", machine.clock)
 
 
 @dataclass(kw_only=True)

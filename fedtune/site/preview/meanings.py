@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedtune.config.schema import Metric
-from fedtune.federation.wire import EvaluateReply, Failure, HelloReply, TrainReply
+from fedtune.federation.wire import EvaluateReply, Failure, HelloReply, PreflightReply, SiteCheck, TrainReply
 from fedtune.secagg.messages import Advert, Binding, Refusal, Signed
 from fedtune.secagg.trips import (
     Confirmation,
@@ -83,6 +83,26 @@ MEANINGS: Final[Mapping[type, Mapping[str, Meaning]]] = {
         "examples": Meaning("held-out rows", "examples"),
         "started": Meaning("when the evaluation began, by this machine's clock"),
         "finished": Meaning("when it ended"),
+    },
+    PreflightReply: {
+        "kind": _KIND,
+        "protocol": Meaning("version of the messages"),
+        "site": _SITE,
+        "version": Meaning("version of fedtune at this site"),
+        "flwr": Meaning("version of Flower at this site"),
+        "python": Meaning("version of Python at this site"),
+        "torch": Meaning("version of torch at this site"),
+        "train_refused": Meaning("which of the policy's rules would refuse to train, without their values"),
+        "evaluate_refused": Meaning("which would refuse to evaluate, likewise"),
+        "approval": Meaning("whether the run is approved here, or waits for the operator"),
+        "checks": Meaning("how this site's own checks ended, each as follows"),
+        "checks_age_seconds": Meaning("how long ago these checks were made"),
+        "days_left": Meaning("days until the first of this site's certificates ends"),
+    },
+    SiteCheck: {
+        "name": Meaning("what was checked: one of a fixed list, without a file, a folder or a model"),
+        "status": Meaning("ok, warning or failed; what was found stays here"),
+        "code": Meaning("code of the failure, a page of the reference"),
     },
     Failure: {
         "kind": _KIND,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
@@ -17,7 +17,18 @@ from fedtune.config.schema import Config
 from fedtune.federation.dialogue import MESSAGE_TYPES
 from fedtune.federation.requests import train_request
 from fedtune.federation.secure import round_encoding
-from fedtune.federation.wire import PROTOCOL, RECORD, EvaluateReply, Failure, HelloReply, TrainReply, content
+from fedtune.federation.wire import (
+    PROTOCOL,
+    RECORD,
+    CheckName,
+    EvaluateReply,
+    Failure,
+    HelloReply,
+    PreflightReply,
+    SiteCheck,
+    TrainReply,
+    content,
+)
 from fedtune.models.adapted import adapter_spec
 from fedtune.models.adapter import AdapterSpec, Factor
 from fedtune.secagg.encoding import Encoding
@@ -140,6 +151,8 @@ def _messages(
     encoding: Encoding | None,
     frames: tuple[Frame, ...],
 ) -> Iterator[Described]:
+    asked = "when the coordinator asks before a run whether this site is ready"
+    yield teller.reply("preflight", PreflightReply, asked, parts={"checks": SiteCheck}, in_round=False)
     yield teller.reply("hello", HelloReply, "once, before the first round", in_round=False)
     if encoding is None:
         update = _plain_tensors(spec, factors)
@@ -172,6 +185,7 @@ class _Teller:
         when: str,
         *,
         tensors: tuple[TensorGroup, ...] = (),
+        parts: Mapping[str, type] | None = None,
         in_round: bool = True,
     ) -> Described:
         fields = self.fields(kind)
@@ -182,7 +196,7 @@ class _Teller:
             name=kind.__name__,
             when=when,
             in_round=in_round,
-            fields=fields,
+            fields=(*fields, *self._packed((parts or {}).items())),
             tensors=tensors,
             bytes=len(str(text).encode()) + sum(group.bytes for group in tensors),
         )
@@ -195,13 +209,12 @@ class _Teller:
         return self.reply("evaluate", EvaluateReply, when, in_round=due)
 
     def frame(self, frame: Frame, tensors: tuple[TensorGroup, ...]) -> Described:
-        packed = [field for name, kind in frame.parts for field in self.fields(kind, within=name)]
         return Described(
             stage="train" if frame.kind is Kind.ADVERT else _FRAME_STAGE,
             name=frame.kind.name,
             when=frame.when,
             in_round=True,
-            fields=(*self._envelope(), *self.fields(frame.body), *packed),
+            fields=(*self._envelope(), *self.fields(frame.body), *self._packed(frame.parts)),
             tensors=tensors,
             bytes=frame.bytes,
         )
@@ -216,6 +229,9 @@ class _Teller:
             fields=(*self._envelope(), *self.fields(Refusal)),
             bytes=frame_length(Kind.REFUSED, refusal.encode()),
         )
+
+    def _packed(self, parts: Iterable[tuple[str, type]]) -> tuple[Field, ...]:
+        return tuple(field for name, kind in parts for field in self.fields(kind, within=name))
 
     def _envelope(self) -> tuple[Field, ...]:
         return tuple(field for field in self.fields(Signed) if field.name != "body")
@@ -233,6 +249,9 @@ class _Teller:
             "base_hash": "0" * 64,
             "quantization": self.config.model.quantization,
             "steps": self.config.training.steps_per_round,
+            "train_refused": (),
+            "evaluate_refused": (),
+            "checks": tuple(SiteCheck(name=name, status="ok", code=None) for name in get_args(CheckName)),
         }
         if field.name in known:
             return known[field.name]
