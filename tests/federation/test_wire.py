@@ -15,6 +15,9 @@ from fedtune.errors import UpdateError
 from fedtune.federation import wire
 from fedtune.federation.wire import (
     Failure,
+    PreflightReply,
+    PreflightRequest,
+    SiteCheck,
     TrainReply,
     TrainRequest,
     content,
@@ -38,6 +41,21 @@ REPLY = TrainReply(
     finished=2.0,
     peak_memory_mib=800.0,
 )
+PREFLIGHT = PreflightReply(
+    protocol=1,
+    site="heart",
+    version="0.1.0",
+    flwr="1.41.0",
+    python="3.11.2",
+    torch="2.13.0+cpu",
+    train_refused=("k_min", "peft.rank"),
+    evaluate_refused=(),
+    approval="waits",
+    checks=(SiteCheck(name="data", status="failed", code="FT855"),),
+    checks_age_seconds=3.5,
+    days_left=-2,
+)
+ASKED = PreflightRequest(config="{}", to_be_approved=True)
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -59,7 +77,9 @@ def with_json(text: str) -> Message:
     return message(RecordDict({"fedtune": ConfigRecord({"json": text})}))
 
 
-@pytest.mark.parametrize("body", [REQUEST, REPLY, Failure(site="a", code="FT401", reason="NaN")])
+@pytest.mark.parametrize(
+    "body", [REQUEST, REPLY, Failure(site="a", code="FT401", reason="NaN"), PREFLIGHT, ASKED]
+)
 def test_what_was_sent_is_what_is_read(body: object) -> None:
     assert parse(message(content(body)), type(body)) == body
 
@@ -72,7 +92,7 @@ def test_a_failure_is_told_from_a_reply() -> None:
 
 @given(
     text=st.text(max_size=200) | JSON.map(json.dumps),
-    kind=st.sampled_from([TrainRequest, TrainReply, Failure]),
+    kind=st.sampled_from([TrainRequest, TrainReply, Failure, PreflightRequest, PreflightReply]),
 )
 def test_any_text_gives_an_update_error_or_a_valid_body(text: str, kind: type) -> None:
     with suppress(UpdateError):
@@ -89,6 +109,38 @@ def test_a_field_of_a_wrong_type_or_range_is_refused(field: str, value: object) 
     again = json.loads(content(reply)["fedtune"]["json"])
     assert again[field] == value
     assert type(value) is not bool
+
+
+@given(field=st.sampled_from(sorted(json.loads(content(PREFLIGHT)["fedtune"]["json"]))), value=JSON)
+def test_a_preflights_answer_holds_nothing_but_what_its_fields_are_for(field: str, value: object) -> None:
+    fields = json.loads(content(PREFLIGHT)["fedtune"]["json"]) | {field: value}
+    try:
+        reply = parse(with_json(json.dumps(fields)), PreflightReply)
+    except UpdateError:
+        return
+    assert json.loads(content(reply)["fedtune"]["json"])[field] == value
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("train_refused", ["Mrs Marrowbone"]),
+        ("evaluate_refused", ["k_min"] * 41),
+        ("version", "0.1.0 of /home/heart"),
+        ("checks", [{"name": "data /srv/rows.jsonl", "status": "ok", "code": None}]),
+        ("checks", [{"name": "data", "status": "row 7", "code": None}]),
+        ("checks", [{"name": "data", "status": "failed", "code": "FT855: row 7"}]),
+        ("checks", [{"name": "data", "status": "ok", "code": None, "finding": "7 rows"}]),
+        ("checks", [{"name": "data", "status": "ok", "code": None}] * 101),
+        ("approval", "perhaps"),
+        ("days_left", 1.5),
+        ("checks_age_seconds", -1.0),
+    ],
+)
+def test_a_preflights_answer_has_no_room_for_words(field: str, value: object) -> None:
+    fields = json.loads(content(PREFLIGHT)["fedtune"]["json"]) | {field: value}
+    with pytest.raises(UpdateError):
+        parse(with_json(json.dumps(fields)), PreflightReply)
 
 
 def test_all_problems_of_a_body_are_reported_at_once() -> None:
