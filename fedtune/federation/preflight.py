@@ -98,7 +98,8 @@ def ask_sites(
     while True:
         online = set(grid.get_node_ids())
         names = registered()
-        dialogue.timeout_seconds = max(POLL_SECONDS, timeout_seconds - (time.monotonic() - started))
+        left = timeout_seconds - (time.monotonic() - started)
+        dialogue.timeout_seconds = max(POLL_SECONDS, round(left, 1))
         inquiry.ask({name: node for node, name in names.items() if node in online})
         left = timeout_seconds - (time.monotonic() - started)
         if left <= 0 or inquiry.asked >= set(names.values()):

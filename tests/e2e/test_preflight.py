@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,12 @@ from fedtune.site.audit import verify_audit
 
 pytestmark = pytest.mark.e2e
 
-RUN = ["name=pilot", "secagg=off", *tiny_run(federation__join_timeout_seconds=10)]
+RUN = [
+    "name=pilot",
+    "secagg=off",
+    "federation.metrics=[examples,held_out_loss]",
+    *tiny_run(federation__join_timeout_seconds=25),
+]
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +110,11 @@ def test_the_run_can_be_approved_before_it_begins_and_a_dry_round_says_who_takes
 
     operator = threading.Thread(target=approve_the_dry_round)
     operator.start()
-    began = time.monotonic()
     try:
         code, found, _ = preflight(federation, *RUN)
     finally:
         ended.set()
         operator.join()
-    assert time.monotonic() - began < 60
     assert code == 7
     assert "ear" not in {each["site"] for each in found["advice"] if each["blocks"]}
     dry = found["dry_round"]
