@@ -167,12 +167,12 @@ def test_a_trial_fills_in_values_and_norms_and_sends_no_word_of_the_rows(
     before = sorted(site.folder.iterdir())
     trial = try_one_step(local(plain, policy), site="ear")
     filled = with_trial(shown(plain, policy), trial)
-    values = {field.name: field.value for field in filled.messages[1].fields}
+    values = {field.name: field.value for field in filled.messages[2].fields}
     assert values["examples"] == 4
     assert values["steps"] == 1
     assert 0 < values["loss_after"] < values["loss_before"] < 10
-    norms = [norm for group in filled.messages[1].tensors for norm in group.norms]
-    assert len(norms) == len(trial.norms) == sum(len(group.names) for group in filled.messages[1].tensors)
+    norms = [norm for group in filled.messages[2].tensors for norm in group.norms]
+    assert len(norms) == len(trial.norms) == sum(len(group.names) for group in filled.messages[2].tensors)
     assert max(norms) > 0
     text = json.dumps(as_json(filled))
     assert CANARY not in text
@@ -194,7 +194,7 @@ def test_the_preview_and_the_audit_log_say_the_same_of_each_number() -> None:
 
 
 def test_the_bytes_of_a_plain_update_are_those_of_the_real_one(plain: Config, policy: SitePolicy) -> None:
-    message = shown(plain, policy).messages[1]
+    message = shown(plain, policy).messages[2]
     names = [name for group in message.tensors for name in group.names]
     shapes = {name: group.shape for group in message.tensors for name in group.names}
     delta = {name: np.ones(shapes[name], dtype=np.float32) for name in sorted(names)}
@@ -233,7 +233,7 @@ def test_the_masked_update_counts_each_entry_once(secure: Config, roster: Roster
 def test_alternating_rounds_send_one_factor_each(tiny_model_dir: Path) -> None:
     config = federation_config(tiny_model_dir, "aggregation=alternating")
     first, second = (
-        preview(config, site="ear", policy=None, roster=None, round_number=number).messages[1].tensors
+        preview(config, site="ear", policy=None, roster=None, round_number=number).messages[2].tensors
         for number in (1, 2)
     )
     assert {group.name.split(".")[-2] for group in first} == {"lora_B"}
