@@ -108,6 +108,7 @@ class Client:
         """
         with disk_errors(self.folder.state, kept="nothing was started", again="start again"):
             self.folder.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.state.chmod(0o700)  # an operator's command may have made it first
         state = SiteState(
             version=fedtune.__version__, site=self.connection.site, federation=self.connection.federation
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import time
@@ -12,7 +13,7 @@ from typing import Final
 
 from fedtune.errors import MachineError, Problem
 from fedtune.federation.processes import environment, free_ports, listens, script, spawn
-from fedtune.observability.disk import write_atomic
+from fedtune.observability.disk import disk_errors, write_all
 from fedtune.site.folder import SiteFolder
 
 __all__ = ["Node", "end_node", "start_node"]
@@ -70,6 +71,7 @@ def start_node(
 
     Raises:
         MachineError: FT685, something else listens there, or it did not start.
+        RunError: FT705 or FT707, its secret cannot be written.
     """
     chosen = free_ports(1)[0] if port is None else port
     if listens(chosen):
@@ -82,7 +84,7 @@ def start_node(
             )
         )
     secret = secrets.token_bytes(_SECRET_BYTES)
-    write_atomic(folder.secret, secret)  # of mode 0600, and another one at each start
+    _write_secret(folder.secret, secret)
     folder.flower_home.mkdir(parents=True, exist_ok=True)
     command = [script("flower-supernode"), "--superlink", server]
     if insecure:
@@ -114,6 +116,17 @@ def start_node(
             )
         time.sleep(0.1)
     return node
+
+
+def _write_secret(path: Path, secret: bytes) -> None:
+    """Write what the node asks of its executor for its owner alone, and another one at each start."""
+    with disk_errors(path, kept="nothing was started", again="start the client again"):
+        path.unlink(missing_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(file, secret)
+        finally:
+            os.close(file)
 
 
 def end_node(node: Node, *, seconds: float = 10.0) -> None:

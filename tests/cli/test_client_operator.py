@@ -185,10 +185,11 @@ def test_a_lock_file_without_a_pid_ends_nobody(
     process = held(tmp_path / "lock", after=600)
     try:
         (tmp_path / "lock").write_text(text)
-        monkeypatch.setattr(serving, "STOP_SECONDS", 0.3)
-        monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("nobody is to be ended"))
-        with pytest.raises(MachineError, match="FT689"):
-            serving.stop_process(tmp_path / "lock", "the client")
+        with monkeypatch.context() as patch:
+            patch.setattr(serving, "STOP_SECONDS", 0.3)
+            patch.setattr(os, "kill", lambda *_: pytest.fail("nobody is to be ended"))
+            with pytest.raises(MachineError, match="FT689"):
+                serving.stop_process(tmp_path / "lock", "the client")
     finally:
         process.terminate()
         process.wait()

@@ -81,7 +81,9 @@ def test_a_client_that_is_stopped_says_so_in_the_audit_log_and_leaves_no_child(
     folder: SiteFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = stand_in(folder, monkeypatch)
+    folder.state.mkdir(mode=0o755)
     state = serve_until(folder, lambda: begun() == 1)
+    assert folder.state.stat().st_mode & 0o777 == 0o700
     assert [line["event"] for line in audit_lines(folder)] == ["started", "stopped"]
     assert audit_lines(folder)[-1]["details"]["reason"] == "the client ended in order"
     assert not [child for child in psutil.Process().children() if "node.py" in " ".join(child.cmdline())]
