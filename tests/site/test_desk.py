@@ -176,7 +176,7 @@ def test_rows_and_folders_that_a_coordinator_names_are_not_looked_at(site: Asked
     config = site.config()
     data = dataclasses.replace(config.data, source="files", files=("/etc/passwd",))
     asked = site.ask(config=dataclasses.replace(config, data=data))
-    refused(site, asked, "FT640", "data.source", "data.files")
+    refused(site, asked, "FT105")
     assert body_of(site.ask("train", site.config("runs_dir=/proc/nowhere")))["kind"] == "train"
 
 
