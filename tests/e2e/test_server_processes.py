@@ -86,4 +86,3 @@ def test_sigterm_leaves_no_process_behind(federation: CliFederation) -> None:
     server.send_signal(signal.SIGTERM)
     _, left = psutil.wait_procs(family, timeout=60)
     assert left == []
-    federation.start_server()
