@@ -31,7 +31,7 @@ from fedtune.coordinator.notify_expiry import ExpiryWatch
 from fedtune.coordinator.settings import ServerSettings, notify_settings
 from fedtune.coordinator.status import ServerStatus, SiteStatus, write_status
 from fedtune.coordinator.submission import Submission
-from fedtune.coordinator.superlink import end_leftovers, end_process, start_superlink
+from fedtune.coordinator.superlink import end_leftovers, end_process, has_executor, start_superlink
 from fedtune.coordinator.wanted import WantedRun, WantedRuns
 from fedtune.errors import FedtuneError, MachineError, Problem
 from fedtune.federation.processes import environment
@@ -44,6 +44,7 @@ LOOK_SECONDS = 1.0
 NODES_SECONDS = 5.0
 RESTART_SECONDS = 2.0
 EXPIRY_SECONDS = 3_600.0
+MISSING_SECONDS = 20.0
 _MIB = 2**20
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Server:
     _enrolled: list[Enrolled] = field(default_factory=list)
     _keys: NodeKeys | None = None
     _looked: float = 0.0
+    _missing_since: float | None = None
     _notifier: Notifier | None = None
     _notices: RunNotices | None = None
     _is_clean: bool = False
@@ -142,6 +144,9 @@ class Server:
 
     def _look(self, stop: threading.Event) -> None:
         """Do what can be done now; what fails because the SuperLink is away is done later."""
+        if self._superlink is not None and self._superlink.poll() is None and not self._starts_apps():
+            logger.error("the SuperLink can start no ServerApp any more, and is ended")
+            end_process(self._superlink)
         if self._superlink is not None and self._superlink.poll() is not None:
             logger.error("the SuperLink ended with %d and is started again", self._superlink.returncode)
             if self._submission is not None:
@@ -239,6 +244,15 @@ class Server:
                 return
             raise
         self._control = Control(self._port, None if self.insecure else self.folder.authority)
+
+    def _starts_apps(self) -> bool:
+        """Whether the process that starts ServerApps is there, or was missing for a few seconds only."""
+        if self._superlink is None or has_executor(self._superlink.pid):
+            self._missing_since = None
+            return True
+        if self._missing_since is None:
+            self._missing_since = time.monotonic()
+        return time.monotonic() - self._missing_since < MISSING_SECONDS
 
     def _write_status(self) -> None:
         with suppress(OSError):  # a full disk is reported by what matters more

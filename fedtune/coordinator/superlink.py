@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from fedtune.coordinator.folder import HOME_VARIABLE, INSECURE_VARIABLE, CoordinatorFolder
 from fedtune.errors import MachineError, Problem
-from fedtune.federation.processes import environment, listens, script, spawn
+from fedtune.federation.processes import environment, listens, spawn
 
-__all__ = ["LOG", "end_leftovers", "end_process", "start_superlink"]
+__all__ = ["LOG", "end_leftovers", "end_process", "has_executor", "start_superlink"]
 
 START_SECONDS = 60.0
 LOG = "superlink.log"
@@ -53,7 +56,8 @@ def start_superlink(
         )
     end_leftovers(folder)
     folder.flower_home.mkdir(parents=True, exist_ok=True)
-    command = [script("flower-superlink"), "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "fedtune.coordinator.superlink_process"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     if insecure:
         command += ["--insecure"]
     else:
@@ -125,3 +129,18 @@ def _last_line(path: Path) -> str:
     lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     last = next((line for line in reversed(lines) if line), "")
     return f": {last[:200]}" if last else ""
+
+
+def has_executor(superlink: int) -> bool:
+    """Whether a SuperLink has the child that starts ServerApps; it dies of an error, and Flower lets it lie.
+
+    Args:
+        superlink: Its process.
+    """
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(superlink).children():
+            with suppress(psutil.NoSuchProcess):
+                alive = child.status() != psutil.STATUS_ZOMBIE
+                if alive and any("flower-superexec" in part for part in child.cmdline()[:3]):
+                    return True
+    return False

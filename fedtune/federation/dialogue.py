@@ -123,7 +123,11 @@ class Dialogue:
         messages = [Message(contents[name], node, MESSAGE_TYPES[stage]) for node, name in silent.items()]
         with bounded_pulls(timeout):
             for message in self.grid.send_and_receive(messages, timeout=timeout):
-                name = silent.pop(message.metadata.src_node_id, None)
+                node = message.metadata.src_node_id
+                if node not in silent:  # the SuperLink itself says that a node is away
+                    asked = {each.metadata.message_id: each.metadata.dst_node_id for each in messages}
+                    node = asked.get(message.metadata.reply_to_message_id, node)
+                name = silent.pop(node, None)
                 if name is None:
                     continue
                 try:

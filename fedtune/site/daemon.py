@@ -39,6 +39,9 @@ from fedtune.site.tidying import forget_old_runs
 __all__ = ["Client"]
 
 LOOK_SECONDS = 1.0
+STOP_SECONDS = 90.0
+"""How long a message that is being handled may take to end: a training ends with its next step."""
+
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 2.0, 60.0
 
 logger = logging.getLogger(__name__)
@@ -193,7 +196,7 @@ class Client:
                 ended.set()
 
         # Training runs in a thread, so that this one sees a signal, and a node that ended, at once.
-        worker = threading.Thread(target=execute, name="executor")
+        worker = threading.Thread(target=execute, name="executor", daemon=True)
         with closing(executor):
             worker.start()
             connected = False
@@ -205,7 +208,10 @@ class Client:
                     stop.wait(LOOK_SECONDS)
             finally:
                 ended.set()
-                worker.join()
+                end_node(node)  # then whatever the executor waits for is refused at once
+                worker.join(timeout=STOP_SECONDS)
+                if worker.is_alive():
+                    logger.warning("a message is given up: it did not end within %g s", STOP_SECONDS)
 
     def _stands_aside(self, state: SiteState) -> bool:
         """Whether the site takes part in nothing; with a damaged record it does not either."""

@@ -17,6 +17,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 from flwr.app import Context, Message
@@ -32,6 +33,7 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.retry import RetryInvoker, constant
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime import run_clientapp
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from fedtune.federation.wire import Failure, content
@@ -43,6 +45,13 @@ logger = logging.getLogger(__name__)
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 POLL_SECONDS = 0.2
 RETRY_WAIT_SECONDS, RETRY_TRIES = 0.5, 6
+PULL_SECONDS = 900.0
+"""How long the rest of a message may take to arrive. Flower waits for two hours, and a run that ended
+meanwhile would keep the site from every other one."""
+
+_PULL = "pull_and_inflate_object_from_tree"
+vars(run_clientapp)[_PULL] = partial(vars(run_clientapp)[_PULL], max_time=PULL_SECONDS)
+"""What `pull_task_input` calls."""
 
 
 class Executor:

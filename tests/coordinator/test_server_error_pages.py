@@ -12,7 +12,7 @@ import pytest
 from support.error_pages import PAGES, assert_page_shows_the_message
 
 import fedtune
-from fedtune.commands.server_run import _check, _told, run_run
+from fedtune.commands.server_run import _told, require_possible, run_run
 from fedtune.config.compose import compose
 from fedtune.coordinator.daemon import Server
 from fedtune.coordinator.folder import CoordinatorFolder
@@ -74,7 +74,7 @@ def too_few() -> None:
     for name in ("ear", "eye", "heart", "skin"):
         (FOLDER.nodes / f"{name}.pub").touch()
     secagg = replace(CONFIG.secagg, enabled=True, k_min=5)
-    _check(replace(CONFIG, secagg=secagg), FOLDER)
+    require_possible(replace(CONFIG, secagg=secagg), FOLDER)
 
 
 def nobody() -> None:

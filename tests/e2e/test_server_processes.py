@@ -53,7 +53,7 @@ def test_a_superlink_that_is_killed_is_started_again_and_the_run_ends_as_an_undi
         return any(isinstance(e, RoundFinished) and e.round == 1 for e in federation.events("disturbed"))
 
     federation.wait("the first round", a_round_is_over, seconds=120)
-    assert federation.kill_below_server("flower-superlink")
+    assert federation.kill_below_server("superlink_process")
     federation.wait("the end", lambda: federation.state_of("disturbed") == "completed", seconds=240)
     assert adapters(federation, "disturbed") == adapters(federation, "calm")
     starts = [event for event in federation.events("disturbed") if isinstance(event, RunStarted)]

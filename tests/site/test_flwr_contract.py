@@ -119,6 +119,7 @@ def test_an_error_of_flower_has_a_reason() -> None:
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 KNOWN = {
     "coordinator/control.py",
+    "coordinator/superlink_process.py",
     "federation/bundle.py",
     "secagg/bench_peer.py",
     "simulation/grid.py",

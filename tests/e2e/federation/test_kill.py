@@ -61,7 +61,7 @@ class Blow:
 
     def fall(self, federation: CliFederation) -> None:
         if self.victim in ("ServerApp", "SuperLink"):
-            program = "flwr-serverapp" if self.victim == "ServerApp" else "flower-superlink"
+            program = "flwr-serverapp" if self.victim == "ServerApp" else "superlink_process"
             federation.kill_below_server(program)
         elif self.victim == "everything":
             for name in ("server", *federation.sites):
