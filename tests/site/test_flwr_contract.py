@@ -116,6 +116,14 @@ def test_an_error_of_flower_has_a_reason() -> None:
     assert Error(code=0, reason="boom").reason == "boom"
 
 
+def test_the_rest_of_a_message_can_be_waited_for_less_long() -> None:
+    executor = import_module("fedtune.site.executor")
+    run_clientapp = import_module("flwr.supernode.runtime.run_clientapp")
+    pull = run_clientapp.pull_and_inflate_object_from_tree
+    assert pull.keywords == {"max_time": executor.PULL_SECONDS}
+    assert "max_time" in inspect.signature(pull.func).parameters
+
+
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 KNOWN = {
     "coordinator/control.py",
