@@ -31,7 +31,7 @@ from fedtune.federation.optimizer_memory import OptimizerMemory
 from fedtune.federation.wire import ARRAYS, RECORD, EvaluateReply, HelloReply, TrainReply
 from fedtune.models.base import base_hash
 from fedtune.observability.json_log import log_to
-from fedtune.site import desk as desk_module
+from fedtune.site import admission as admission_module
 from fedtune.site.approvals import write_standing
 from fedtune.site.envelope import METRIC_OF_FIELD, told_metrics
 from fedtune.updates.codec import to_arrays
@@ -98,7 +98,7 @@ def test_a_request_is_in_the_audit_log_before_it_is_looked_at(
         seen.extend(line["event"] for line in site.lines())
         raise ValueError
 
-    monkeypatch.setattr(desk_module, "config_from_json", look)
+    monkeypatch.setattr(admission_module, "config_from_json", look)
     site.ask()
     assert seen == ["asked"]
 
@@ -109,7 +109,7 @@ def test_an_exception_that_nobody_foresaw_says_its_type_alone_and_is_written_dow
     def fails(*_: object, **__: object) -> None:
         raise ZeroDivisionError(CANARY)
 
-    monkeypatch.setattr(desk_module, "config_from_json", fails)
+    monkeypatch.setattr(admission_module, "config_from_json", fails)
     assert refused(site, site.ask(), "FT609") == "unexpected ZeroDivisionError"
 
 
@@ -271,7 +271,9 @@ def test_a_round_that_failed_counts_for_the_day_as_one_that_did_not(site: AskedS
 def test_a_configuration_has_the_same_memory_at_every_call(site: AskedSite) -> None:
     one, two = (federation_config(site.model, f"peft.rank={rank}") for rank in (4, 8))
     site.ask("train")
-    found = [site.desk._memory_mib(config, str(number)) for number, config in enumerate((one, two, one))]
+    found = [
+        site.desk._admission._memory_mib(config, str(number)) for number, config in enumerate((one, two, one))
+    ]
     assert found[0] == found[2]
 
 
@@ -283,12 +285,12 @@ def test_a_run_waits_until_it_is_approved_and_begins_then(site: AskedSite) -> No
     site.start()
     for _ in range(2):
         refused(site, site.ask("train"), "FT642")
-    (pending,) = site.desk._approvals.waiting()
+    (pending,) = site.desk._admission._approvals.waiting()
     assert pending.subject.run == "lungs-1"
     assert any("2 steps of 4 rows" in line for line in pending.summary)
-    site.desk._approvals.approve(pending.subject, operator="me")
+    site.desk._admission._approvals.approve(pending.subject, operator="me")
     assert body_of(site.ask("train"))["kind"] == "train"
-    assert site.desk._approvals.waiting() == []
+    assert site.desk._admission._approvals.waiting() == []
     site.start()
     assert body_of(site.ask("train"))["kind"] == "train"
 
@@ -299,8 +301,8 @@ def test_a_run_waits_again_when_its_configuration_bundle_or_base_model_changes(
     site.allow(preapproved=[], bundles=["installed", OTHER_BUNDLE])
     site.start()
     site.ask()
-    (pending,) = site.desk._approvals.waiting()
-    site.desk._approvals.approve(pending.subject, operator="me")
+    (pending,) = site.desk._admission._approvals.waiting()
+    site.desk._admission._approvals.approve(pending.subject, operator="me")
     refused(site, site.ask(config=site.config("training.learning_rate=0.02")), "FT642")
     refused(site, site.ask(bundle=OTHER_BUNDLE), "FT642")
     larger = make_tiny_model(tmp_path / "larger", seed=1)
@@ -310,12 +312,12 @@ def test_a_run_waits_again_when_its_configuration_bundle_or_base_model_changes(
     site.allow(base_models=[pending.subject.base_model, base_hash(own)])
     site.start()
     refused(site, site.ask(), "FT642")
-    assert len(site.desk._approvals.waiting()) == 3
+    assert len(site.desk._admission._approvals.waiting()) == 3
 
 
 def test_a_configuration_that_the_policy_names_need_not_wait(site: AskedSite) -> None:
     config = site.config()
-    site.allow(preapproved=[desk_module.config_hash(config)])
+    site.allow(preapproved=[admission_module.config_hash(config)])
     site.start()
     assert body_of(site.ask(config=config))["kind"] == "hello"
     refused(site, site.ask(config=site.config("seed=1")), "FT642")
@@ -325,7 +327,7 @@ def test_what_the_policy_refuses_does_not_wait(site: AskedSite) -> None:
     site.allow(preapproved=[], peft__max_rank=1)
     site.start()
     refused(site, site.ask(), "FT640", "peft.rank")
-    assert site.desk._approvals.waiting() == []
+    assert site.desk._admission._approvals.waiting() == []
 
 
 @pytest.mark.parametrize(("state", "word"), [("paused", "has paused"), ("left", "has left")])

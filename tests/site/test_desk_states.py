@@ -23,7 +23,7 @@ from support.site_folder import federation_config
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_hash
 from fedtune.federation.wire import Failure, content
-from fedtune.site import desk as desk_module
+from fedtune.site import admission as admission_module
 from fedtune.site.approvals import Approvals, write_standing
 from fedtune.site.folder import SiteFolder
 
@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
         approvals = Approvals(self.site.folder.approvals, self.site.folder.pending)
         known = {(each.subject.config, each.subject.bundle): each.subject for each in approvals.waiting()}
         assert len(known) == len(self.waiting)
-        sha256 = BUNDLES[bundle] or desk_module.installed_bundle().sha256
+        sha256 = BUNDLES[bundle] or admission_module.installed_bundle().sha256
         subject = known.get((config_hash(self.configs[number]), sha256))
         assert (subject is not None) == ((number, bundle) in self.waiting)
         if subject is not None:
@@ -157,8 +157,8 @@ def test_the_desk_decides_as_the_model_does(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Machine, "made", AskedSite(root=tmp_path, model=tiny_model_dir), raising=False)
-    found = desk_module.estimate(federation_config(tiny_model_dir))
-    monkeypatch.setattr(desk_module, "estimate", lambda _: found)  # of no seed or number of steps
+    found = admission_module.estimate(federation_config(tiny_model_dir))
+    monkeypatch.setattr(admission_module, "estimate", lambda _: found)  # of no seed or number of steps
     run_state_machine_as_test(
         Machine, settings=settings(max_examples=8, stateful_step_count=25, deadline=None)
     )
