@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from fedtune.commands.reporting import say, show_safe_log
+from fedtune.commands.reporting import say
 from fedtune.commands.serving import stops_on_signals
 from fedtune.observability.json_log import log_to
 from fedtune.site.folder import SiteFolder
@@ -29,7 +29,6 @@ def run_start(arguments: argparse.Namespace) -> int:
 
     client = Client.of(folder, insecure=arguments.insecure)
     stop = stops_on_signals()
-    show_safe_log()
     most = client.settings.log_mib * _MIB // (_OLD_FILES + 1)
     with log_to(folder.logs, "client", most_bytes=most, old_files=_OLD_FILES):
         connection = client.connection

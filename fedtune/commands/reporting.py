@@ -11,8 +11,9 @@ import traceback
 from typing import Any
 
 from fedtune.errors import FedtuneError
+from fedtune.observability.log_lines import SafeFormatter
 
-__all__ = ["print_json", "report_crash", "report_problems", "say", "show_log", "show_safe_log"]
+__all__ = ["print_json", "report_crash", "report_problems", "say", "show_log"]
 
 
 class _ToPerson(logging.Handler):
@@ -23,20 +24,16 @@ class _ToPerson(logging.Handler):
 
 
 def show_log() -> None:
-    """Let a person see what fedtune's modules log, such as that a model is being converted."""
+    """Let a person see what fedtune's modules log, such as that a model is being converted.
+
+    A screen shows no word that a log may not hold: an exception's text may quote a row.
+    """
     logger = logging.getLogger("fedtune")
     if not logger.handlers:
-        logger.addHandler(_ToPerson())
+        handler = _ToPerson()
+        handler.setFormatter(SafeFormatter())
+        logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-
-
-def show_safe_log() -> None:
-    """Let what a daemon shows hold no word that its log may not hold: an exception's text may quote a row."""
-    from fedtune.observability.log_lines import SafeFormatter  # noqa: PLC0415
-
-    for handler in logging.getLogger("fedtune").handlers:
-        if isinstance(handler, _ToPerson):
-            handler.setFormatter(SafeFormatter())
 
 
 def say(text: str = "") -> None:

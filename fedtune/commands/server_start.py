@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fedtune.commands.reporting import say, show_safe_log
+from fedtune.commands.reporting import say
 from fedtune.commands.serving import stops_on_signals
 from fedtune.coordinator.daemon import Server
 from fedtune.coordinator.folder import CoordinatorFolder
@@ -26,7 +26,6 @@ def run_start(arguments: argparse.Namespace) -> int:
     if arguments.insecure:
         say("WITHOUT TLS, node keys and gate: whoever can log in to this machine can pose as a site")
     stop = stops_on_signals()
-    show_safe_log()
     with log_to(folder.logs, "server"):
         say(f"{settings.federation}: sites connect to {settings.address}; Ctrl-C stops the server")
         Server(folder=folder, settings=settings, insecure=arguments.insecure).serve(stop)

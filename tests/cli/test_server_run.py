@@ -69,7 +69,7 @@ def test_a_server_that_is_just_starting_is_waited_for(folder: CoordinatorFolder)
     with serving(folder):
         later = threading.Timer(0.3, write_status, (folder.status, status()))
         later.start()
-        assert server_run._serving(folder).pid == os.getpid()
+        assert server_run.serving(folder).pid == os.getpid()
 
 
 def test_without_a_server_nobody_waits(folder: CoordinatorFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,11 +81,11 @@ def test_without_a_server_nobody_waits(folder: CoordinatorFolder, capsys: pytest
 
 
 def test_the_lock_names_who_holds_it_and_looking_at_it_frees_nothing(folder: CoordinatorFolder) -> None:
-    assert holder(folder.lock) is None
+    assert holder(folder.lock, "the server") is None
     with serving(folder):
-        assert holder(folder.lock) == os.getpid()
-        assert holder(folder.lock) == os.getpid()
-    assert holder(folder.lock) is None
+        assert holder(folder.lock, "the server") == os.getpid()
+        assert holder(folder.lock, "the server") == os.getpid()
+    assert holder(folder.lock, "the server") is None
 
 
 def test_a_run_that_is_no_longer_wanted_has_not_ended_before_its_state_says_so(
@@ -95,7 +95,7 @@ def test_a_run_that_is_no_longer_wanted_has_not_ended_before_its_state_says_so(
     write_status(folder.status, status("running"))
     later = threading.Timer(0.3, write_status, (folder.status, status("completed")))
     later.start()
-    assert server_run._watched(folder, "lungs").state == "completed"
+    assert server_run.watched(folder, "lungs").state == "completed"
 
 
 def test_a_run_of_this_name_that_ended_before_is_not_taken_for_the_new_one(
@@ -110,7 +110,7 @@ def test_a_run_of_this_name_that_ended_before_is_not_taken_for_the_new_one(
         WantedRuns(folder.wanted).drop("lungs")
 
     threading.Thread(target=server).start()
-    assert server_run._watched(folder, "lungs").state == "stopped"
+    assert server_run.watched(folder, "lungs").state == "stopped"
 
 
 def test_a_server_writes_how_a_run_ended_before_it_wants_it_no_more(folder: CoordinatorFolder) -> None:

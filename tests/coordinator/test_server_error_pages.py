@@ -46,7 +46,7 @@ def failed() -> None:
 
 
 def taken() -> None:
-    start_superlink(FOLDER, 9091, alive=lambda: True)
+    start_superlink(FOLDER, 9091, insecure=False, alive=lambda: True)
 
 
 def twice() -> None:
