@@ -136,7 +136,7 @@ def test_the_page_of_a_refusal_shows_what_the_coordinator_reads(code: str) -> No
     assert page.startswith(f"# {code}: ")
     assert "\n## What to do\n" in page
     assert f"{code}: {SAID[code]}\n" in page
-    source = Path(client_operator.__file__).parents[1] / "site" / "desk.py"
+    source = Path(client_operator.__file__).parents[1] / "site" / "admission.py"
     assert SAID[code] in source.read_text(encoding="utf-8")
 
 
