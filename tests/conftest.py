@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -36,3 +37,13 @@ def smollm2_cache() -> Path:
     settings = model_config(SMOLLM2)
     converted(resolve(settings).path, cache_folder(settings))
     return cache_folder(settings)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes, unless it is asked for: all of it is longer than a test run may be."""
+    if os.environ.get("FEDTUNE_SLOW") == "1":
+        return
+    skipped = pytest.mark.skip(reason="takes minutes: FEDTUNE_SLOW=1 runs it")
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(skipped)

@@ -20,7 +20,7 @@ from fedtune.secagg.identity import Identity
 from fedtune.site.approvals import Approvals
 from fedtune.site.audit import verify_audit
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 RUN = [
     "name=pilot",

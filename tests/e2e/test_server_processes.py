@@ -17,7 +17,7 @@ from fedtune.cli import main
 from fedtune.coordinator.gate.traffic import read_traffic
 from fedtune.observability.events import ClientFailed, RoundAggregated, RoundFinished, RunStarted
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 THREE = {name: SITES[name] for name in ("ear", "eye", "heart")}
 

@@ -12,7 +12,7 @@ from support.outcomes import last_adapter, simulated
 
 from fedtune.observability.events import ClientFailed, ClientTrained, QuorumMissed, RoundAggregated
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 PLAIN = ("secagg=off", "federation.metrics=[held_out_loss]", "aggregation.weighting=uniform")
 
