@@ -17,12 +17,13 @@ __all__ = ["Accumulator", "Aggregator"]
 
 @runtime_checkable
 class Accumulator(Protocol):
-    """One round's sum, fed one delta at a time.
+    """One round's result, fed one delta at a time.
 
     Guarantees an implementation gives:
         * The same deltas and weights in the same order give the same adapter, bit for bit. Callers add
           clients in the order of their names.
-        * Memory does not grow with the number of clients.
+        * Memory does not grow with the number of clients, where the method needs the sum of the updates and
+          nothing else (``summable`` in `fedtune.config.methods`).
     """
 
     def add(self, delta: Delta, weight: float) -> None:

@@ -1,6 +1,6 @@
-"""Weighted means of the factors: FedAvg, FFA-LoRA and alternating averaging.
+"""Weighted means of the factors: FedAvg, FFA-LoRA, alternating averaging and Fed-SB.
 
-With shares p_i = w_i / sum(w), all three set each trained factor X to
+With shares p_i = w_i / sum(w), all set each trained factor X to
 
     X' = X + sum_i p_i * (X_i - X) = sum_i p_i * X_i
 
@@ -16,25 +16,43 @@ name           trains          the product B A that results
 ``alternating``  B, then A      exact in every round, as in each one factor is the same everywhere.
                                RoLoRA, Chen et al., "Robust Federated Finetuning of LLMs via Alternating
                                Optimization of LoRA", NeurIPS 2025, arXiv:2502.01755
+``core``       R, as B         U mean(R) A = mean(U R A): exact; U and A are frozen, R is (r, r). Fed-SB,
+                               Singhal et al., 2025, arXiv:2502.15436; the adapter is that of
+                               `fedtune.models.core`, which keeps R in the place of B
+``fedsa``      A and B         sites send A and keep B: mean(A) is shared, B_i mean(A) is site i's own.
+                               FedSA-LoRA, Guo et al., "Selective Aggregation for Low-Rank Adaptation in
+                               Federated Learning", ICLR 2025, arXiv:2410.01463
+``zero_pad-``  A and B         as ``fedavg``, for sites of different ranks: rows that a site does not have
+``ding``                       count as zeros. Biased: what a few sites learn shrinks every round. HetLoRA,
+Cho
+                               et al., EMNLP 2024, arXiv:2401.06432, without its pruning and reweighting
 =============  ==============  ========================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 import numpy as np
 
-from fedtune.aggregation.weighting import is_weight, problem_of_total, problem_of_weight
-from fedtune.errors import Problem, UpdateError
+from fedtune.aggregation.checks import check_update, checked_result
+from fedtune.aggregation.weighting import problem_of_total
+from fedtune.errors import UpdateError
 from fedtune.models.adapter import Adapter, Factor
 from fedtune.training.delta import Delta
-from fedtune.updates.problems import capped, not_finite, shown
 
-__all__ = ["ALTERNATING", "FEDAVG", "FFA", "LinearAggregator", "WeightedMean"]
+__all__ = [
+    "ALTERNATING",
+    "CORE",
+    "FEDAVG",
+    "FEDSA",
+    "FFA",
+    "ZERO_PADDING",
+    "LinearAggregator",
+    "WeightedMean",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +98,24 @@ ALTERNATING = LinearAggregator(
     label="averages B in odd rounds and A in even rounds; exact each time",
     schedule=(("B",), ("A",)),
 )
+CORE = LinearAggregator(
+    name="core",
+    exact=True,
+    label="averages the small matrix between a frozen A and a frozen B; exact",
+    schedule=(("B",),),
+)
+FEDSA = LinearAggregator(
+    name="fedsa",
+    exact=False,
+    label="averages A, and each site trains and keeps a B of its own; there is no one model to compare with",
+    schedule=(("A",),),
+)
+ZERO_PADDING = LinearAggregator(
+    name="zero_padding",
+    exact=False,
+    label="averages A and B separately, missing rows as zeros; inexact and biased towards zero",
+    schedule=(("A", "B"),),
+)
 
 
 class WeightedMean:
@@ -99,9 +135,7 @@ class WeightedMean:
         self._clients = 0
 
     def add(self, delta: Delta, weight: float) -> None:
-        problems = capped(self._problems(delta, weight))
-        if problems:
-            raise UpdateError(problems)
+        check_update(delta, weight, received=self._global, names=self._sums.keys(), number=self._clients + 1)
         for name, tensor in delta.tensors.items():
             term = np.multiply(tensor, weight, dtype=np.float64)
             if self._clients:
@@ -111,64 +145,24 @@ class WeightedMean:
         self._total_weight += weight
         self._clients += 1
 
-    def result(self) -> Adapter:
+    def mean_delta(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        """Return the weighted mean of each trained tensor's deltas, float64.
+
+        Raises:
+            UpdateError: FT506, the weights sum to zero, or to no number.
+        """
         if not 0 < self._total_weight < inf:
             raise UpdateError(problem_of_total(self._clients, self._total_weight))
+        return {name: total / self._total_weight for name, total in self._sums.items()}
+
+    def result(self) -> Adapter:
         # An overflow is found below and reported with the tensor's name.
         with np.errstate(over="ignore", invalid="ignore"):
+            mean = self.mean_delta()
             averaged = {
-                name: self._moved(name, tensor) if name in self._sums else tensor.copy()
+                name: (tensor.astype(np.float64) + mean[name]).astype(tensor.dtype)
+                if name in mean
+                else tensor.copy()
                 for name, tensor in self._global.items()
             }
-        problems = capped(_problems_of_result(averaged))
-        if problems:
-            raise UpdateError(problems)
-        return averaged
-
-    def _moved(self, name: str, tensor: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        moved = tensor.astype(np.float64) + self._sums[name] / self._total_weight
-        return moved.astype(tensor.dtype)
-
-    def _problems(self, delta: Delta, weight: float) -> Iterator[Problem]:
-        where = f"delta {self._clients + 1} of the round, in the order of the clients' names"
-        if not is_weight(weight):
-            yield problem_of_weight(where, weight)
-        if not delta.tensors:
-            yield _differs("it holds no tensors", where)
-        if self._clients and delta.tensors.keys() != self._sums.keys():
-            only_one = sorted(delta.tensors.keys() ^ self._sums.keys())
-            yield _differs(
-                f"{len(only_one):,} tensors are not in both this delta and the ones before it, the first is "
-                f"{shown(only_one[0])}",
-                where,
-            )
-        for name, tensor in delta.tensors.items():
-            if name not in self._global:
-                yield _differs(f"the adapter has no tensor {shown(name)}", where)
-            elif tensor.shape != self._global[name].shape:
-                yield _differs(
-                    f"tensor {shown(name)} has shape {tensor.shape}, the adapter's is "
-                    f"{self._global[name].shape}",
-                    where,
-                )
-
-
-def _differs(what: str, where: str) -> Problem:
-    return Problem(
-        code="FT507",
-        what=what,
-        where=where,
-        fix="every client of a round trains the same factors of the same adapter: compare their settings",
-    )
-
-
-def _problems_of_result(adapter: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Problem]:
-    for name, tensor in adapter.items():
-        problem = not_finite(name, tensor, "the aggregated adapter")
-        if problem is not None:
-            yield Problem(
-                code="FT508",
-                what=problem.what,
-                where=problem.where,
-                fix="lower training.learning_rate: the clients' deltas overflow the adapter's type",
-            )
+        return checked_result(averaged)

@@ -14,14 +14,16 @@ taken between deltas. This is one product L R of stacked factors, L (out, K) and
 
     ||E||_F^2 = trace(R^T L^T L R) = sum of the entries of (L^T L) * (R R^T)
 
-and no (out, in) matrix is ever formed. The mean of the products is the same L times R with A-bar in the place
-of A-bar - A'. For ``fedavg`` in exact arithmetic the last two terms vanish, and E is the cross-covariance of
-the clients' factors, sum_i p_i (B_i - B-bar) (A_i - A-bar): what separate averaging loses (Sun et al.,
-FFA-LoRA, ICLR 2024, on the discordance of local training and averaging).
+and no (out, in) matrix is ever formed. A side-car (`fedtune.aggregation.carrying`) before and after the
+round adds two terms, L R and -L' R', to the stack. The mean of the products is the same L times R with
+A-bar in the place of A-bar - A'. For ``fedavg`` in exact arithmetic the last two terms vanish, and E is the
+cross-covariance of the clients' factors, sum_i p_i (B_i - B-bar) (A_i - A-bar): what separate averaging
+loses (Sun et al., FFA-LoRA, ICLR 2024, on the discordance of local training and averaging).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf, sqrt
 from typing import Any, TypeAlias
 
@@ -35,6 +37,12 @@ from fedtune.training.delta import Delta
 __all__ = ["ErrorMeter"]
 
 Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Terms:
+    error: list[tuple[Matrix, Matrix]]
+    mean: list[tuple[Matrix, Matrix]]
 
 
 class ErrorMeter:
@@ -73,11 +81,15 @@ class ErrorMeter:
         if weight > 0:
             self._clients.append((delta, weight))
 
-    def result(self, new_global: Adapter) -> float:
+    def result(
+        self, new_global: Adapter, side_car: Adapter | None = None, new_side_car: Adapter | None = None
+    ) -> float:
         """Return ||sum_i p_i B_i A_i - B' A'||_F / ||sum_i p_i B_i A_i||_F over all layers together.
 
         Args:
             new_global: What the round's aggregation gave: B' and A'.
+            side_car: What all clients had beside their adapters: L R is added to each of their products.
+            new_side_car: What stands beside the new adapter.
 
         Returns:
             The relative error; 0 where both norms are 0, infinity where only the denominator is.
@@ -92,17 +104,22 @@ class ErrorMeter:
         shares = np.array([weight / total for _, weight in self._clients])
         squared_error = squared_mean = 0.0
         for name_A, name_B in self._pairs:
-            layer = self._squared_norms(deltas, shares, name_A, name_B, new_global)
+            terms = self._terms(deltas, shares, name_A, name_B, new_global)
+            before = [(_float64(side_car[name_B]), _float64(side_car[name_A]))] if side_car else []
+            after = (
+                [(_float64(new_side_car[name_B]), -_float64(new_side_car[name_A]))] if new_side_car else []
+            )
+            layer = _squared_norm([*terms.error, *before, *after]), _squared_norm([*terms.mean, *before])
             squared_error += layer[0]
             squared_mean += layer[1]
         if squared_mean == 0:
             return inf if squared_error > 0 else 0.0
         return sqrt(squared_error / squared_mean)
 
-    def _squared_norms(
+    def _terms(
         self, deltas: list[Delta], shares: Matrix, name_A: str, name_B: str, new_global: Adapter
-    ) -> tuple[float, float]:
-        """Return ||E||_F^2 and ||E + B' A'||_F^2 of one layer."""
+    ) -> _Terms:
+        """Return E and the mean of the products of one layer, as sums of left @ right."""
         new_A, new_B = _float64(new_global[name_A]), _float64(new_global[name_B])
         moved_A, moved_B = new_A - self._received[name_A], new_B - self._received[name_B]
         changes_A = [_change(delta, name_A, new_A) for delta in deltas]
@@ -119,16 +136,18 @@ class ErrorMeter:
         if not any(np.any(right) for right in rights) or not any(np.any(left) for left in lefts):
             lefts, rights = [], []  # one factor is frozen: an exact method does not pay for these terms
         last_A = self._received[name_A] + changes_A[-1].astype(np.float64)
-        left = np.hstack([*lefts, lost_B, new_B])
-        right = np.vstack([*rights, last_A, lost_A, new_A + lost_A])
-        gram_left, gram_right = left.T @ left, right @ right.T
-        of_error, rank = np.arange(left.shape[1]), new_A.shape[0]
-        of_mean = np.concatenate([of_error[:-rank], of_error[-rank:] + rank])
-        # A squared norm that is zero can come out as -1e-40.
-        return (
-            max(0.0, float(np.vdot(gram_left, gram_right[np.ix_(of_error, of_error)]))),
-            max(0.0, float(np.vdot(gram_left, gram_right[np.ix_(of_mean, of_mean)]))),
+        spread = list(zip(lefts, rights, strict=True))
+        return _Terms(
+            error=[*spread, (lost_B, last_A), (new_B, lost_A)],
+            mean=[*spread, (lost_B, last_A), (new_B, new_A + lost_A)],
         )
+
+
+def _squared_norm(terms: list[tuple[Matrix, Matrix]]) -> float:
+    """Return ||sum of left @ right||_F^2."""
+    left, right = np.hstack([each for each, _ in terms]), np.vstack([each for _, each in terms])
+    # A squared norm that is zero can come out as -1e-40.
+    return max(0.0, float(np.vdot(left.T @ left, right @ right.T)))
 
 
 def _float64(tensor: np.ndarray[Any, Any]) -> Matrix:

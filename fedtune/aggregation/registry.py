@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 
 from fedtune.aggregation.base import Aggregator
-from fedtune.aggregation.linear import ALTERNATING, FEDAVG, FFA
+from fedtune.aggregation.linear import ALTERNATING, CORE, FEDAVG, FEDSA, FFA, ZERO_PADDING
+from fedtune.aggregation.projection import PROJECTION
+from fedtune.aggregation.residual import fedex, flora
+from fedtune.aggregation.sketch import SketchAggregator
+from fedtune.aggregation.svd import SVD
 from fedtune.config.schema import AggregationConfig
 from fedtune.errors import ConfigError, Problem
 
@@ -14,7 +19,20 @@ __all__ = ["ENTRY_POINT_GROUP", "aggregator", "method_names"]
 
 ENTRY_POINT_GROUP = "fedtune.aggregators"
 
-_BUILT_IN: dict[str, Aggregator] = {method.name: method for method in (FEDAVG, FFA, ALTERNATING)}
+_BUILT_IN: dict[str, Callable[[AggregationConfig], Aggregator]] = {
+    "fedavg": lambda _: FEDAVG,
+    "ffa": lambda _: FFA,
+    "alternating": lambda _: ALTERNATING,
+    "core": lambda _: CORE,
+    "fedsa": lambda _: FEDSA,
+    "svd": lambda _: SVD,
+    "fedex": lambda config: fedex(config.side_car_rank),
+    "flora": lambda config: flora(config.side_car_rank),
+    "projection": lambda _: PROJECTION,
+    # Without a width the configuration is refused beforehand (`fedtune.config.rules`).
+    "sketch": lambda config: SketchAggregator(width=config.sketch_width or 1),
+    "zero_padding": lambda _: ZERO_PADDING,
+}
 
 
 def method_names() -> tuple[str, ...]:
@@ -33,7 +51,7 @@ def aggregator(config: AggregationConfig) -> Aggregator:
             packages, or is no `Aggregator`.
     """
     if config.method in _BUILT_IN:
-        return _BUILT_IN[config.method]
+        return _BUILT_IN[config.method](config)
     candidates = _installed().get(config.method, ())
     if not candidates:
         raise ConfigError(_unknown(config.method))

@@ -39,12 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _loaded(opened: OpenRun, *, with_adapter: bool) -> AdaptedModel:
-    from fedtune.models.adapter import initial_adapter  # noqa: PLC0415
+    from fedtune.models.adapter import initial_adapter, rank_of  # noqa: PLC0415
     from fedtune.models.hardware import set_threads  # noqa: PLC0415
 
     adapter = opened.adapter() if with_adapter else None
     set_threads(opened.config.training.threads)
-    model = opened.model()
+    model = opened.model(rank=rank_of(adapter) if adapter else None)
     # The seeded start has B = 0: with it the model is the base.
     model.load_adapter(adapter or initial_adapter(model.spec, opened.config.seed))
     model.model.eval()

@@ -32,14 +32,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _losses(opened: OpenRun) -> dict[str, dict[str, Any]]:
     from fedtune.evaluation.loss import held_out_loss  # noqa: PLC0415
-    from fedtune.models.adapter import initial_adapter  # noqa: PLC0415
+    from fedtune.models.adapter import initial_adapter, rank_of  # noqa: PLC0415
     from fedtune.models.hardware import set_threads  # noqa: PLC0415
     from fedtune.simulation.sites import load_sites  # noqa: PLC0415
 
     adapter = opened.adapter()
     sites = load_sites(opened.config)
     set_threads(opened.config.training.threads)
-    model = opened.model()
+    model = opened.model(rank=rank_of(adapter))
     budget = opened.config.evaluation.microbatch_tokens
     found: dict[str, dict[str, Any]] = {}
     for kind, weights in (("base", initial_adapter(model.spec, opened.config.seed)), ("federated", adapter)):

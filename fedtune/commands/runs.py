@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedtune.config.methods import method
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_from_yaml
 from fedtune.errors import Problem, RunError
@@ -34,8 +35,18 @@ class OpenRun:
         """The adapter in PEFT format.
 
         Raises:
-            RunError: FT730, the run did not get as far as an adapter.
+            RunError: FT730, the run did not get as far as an adapter; FT733, each site has its own.
         """
+        if method(self.config.aggregation.method).kept:
+            raise RunError(
+                Problem(
+                    code="FT733",
+                    what=f"this run has no one model: under {self.config.aggregation.method} "
+                    "each site has its own",
+                    where=str(self.path),
+                    fix=f"take a site's own adapter in PEFT format, a folder under {self.path / 'personal'}",
+                )
+            )
         folder = self.path / "adapter"
         if not (folder / "adapter_model.safetensors").is_file():
             raise RunError(
@@ -70,11 +81,20 @@ class OpenRun:
                 )
             ) from error
 
-    def model(self) -> AdaptedModel:
-        """The base model with an adapter on it that still holds nothing; takes seconds."""
+    def model(self, *, rank: int | None = None) -> AdaptedModel:
+        """The base model with an adapter on it that still holds nothing; takes seconds.
+
+        Args:
+            rank: Of the adapter, if another than the configured one: a run's side-car is part of its adapter.
+        """
         from fedtune.models.adapted import load_adapted_model  # noqa: PLC0415
 
-        return load_adapted_model(self.config.model, self.config.peft, gradient_checkpointing=False)
+        # A run's own adapter is LoRA, whatever was trained.
+        peft = replace(self.config.peft, method="lora")
+        model = load_adapted_model(self.config.model, peft, gradient_checkpointing=False)
+        if rank is not None:
+            model.set_rank(rank)
+        return model
 
 
 def find_run(text: str) -> Path:

@@ -144,6 +144,12 @@ def require_possible(config: Config, folder: CoordinatorFolder) -> None:
         what = f"federation.min_replies is {federation.min_replies}: no round could ever count"
         fix = f"set federation.min_replies={sites} or less"
         problems.append(Problem(code="FT668", what=what, where=where, fix=fix))
+    names = {entry.stem for entry in folder.nodes.glob("*.pub")}
+    unknown = sorted(set(config.aggregation.site_ranks) - names)
+    if unknown and sites:
+        what = f"aggregation.site_ranks names {', '.join(unknown)}, and no such site is enrolled"
+        fix = f"name some of {', '.join(sorted(names))}"
+        problems.append(Problem(code="FT668", what=what, where=where, fix=fix))
     path = folder.runs / config.name
     if (path / "rounds.jsonl").exists() and not config.resume:
         fix = "go on with it by resume=true, or give the new one another name="

@@ -25,7 +25,7 @@ from fedtune.config.schema import Config
 from fedtune.config.validate import shown, validate_json
 from fedtune.errors import ConfigError, Problem
 
-__all__ = ["compose", "register_resolvers"]
+__all__ = ["compose", "judged", "register_resolvers"]
 
 DEFAULT_NAME = "${timestamp:}"
 
@@ -43,6 +43,27 @@ def compose(overrides: Sequence[str], config_dir: Path | str | None = None) -> C
 
     Raises:
         ConfigError: With every problem of the overrides, of the values and of their combination.
+    """
+    config, problems = judged(overrides, config_dir)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def judged(
+    overrides: Sequence[str], config_dir: Path | str | None = None
+) -> tuple[Config, tuple[Problem, ...]]:
+    """Compose a configuration, and say what is impossible about it.
+
+    Args:
+        overrides: As of `compose`.
+        config_dir: Likewise.
+
+    Returns:
+        The configuration and the problems of its combinations; none where `compose` would accept it.
+
+    Raises:
+        ConfigError: With every problem of the overrides and of the values.
     """
     folder = Path(config_dir).resolve() if config_dir is not None else location.config_dir()
     checked = check_overrides(overrides, directories=(folder,))
@@ -67,9 +88,7 @@ def compose(overrides: Sequence[str], config_dir: Path | str | None = None) -> C
                 fix=f"give the name of the run, a folder under {result.runs_dir}: name=NAME",
             )
         )
-    if problems:
-        raise ConfigError(problems)
-    return result
+    return result, tuple(problems)
 
 
 def register_resolvers() -> None:

@@ -6,9 +6,16 @@ from collections.abc import Iterable
 
 from fedtune.config.schema import Config, UpdatesConfig
 
-__all__ = ["clip_bound", "quantized_sizes", "update_bytes"]
+__all__ = ["clients_in_a_round", "clip_bound", "quantized_sizes", "update_bytes"]
 
 _SCALE_BYTES = 4
+
+
+def clients_in_a_round(config: Config) -> int | None:
+    """Return how many clients a round has; None where the configuration alone does not tell."""
+    clients = config.partition.clients or len(config.partition.values) or None
+    drawn = config.federation.clients_per_round
+    return drawn if clients is None or (drawn is not None and drawn <= clients) else clients
 
 
 def clip_bound(config: Config) -> float:

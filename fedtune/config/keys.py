@@ -26,9 +26,12 @@ GROUPS = (
     "training",
     "updates",
     "aggregation",
+    "defence",
+    "server_optimizer",
     "federation",
     "secagg",
     "evaluation",
+    "attack",
     "backend",
 )
 """The groups that are sections of the configuration, in the order of :class:`Config`."""
@@ -147,6 +150,8 @@ def in_words(schema: Mapping[str, Any]) -> str:
             words = "a folder name of letters, digits and . _ = + - that starts with a letter or digit"
         case {"minLength": 1}:
             words = "a string that is not empty"
+        case {"type": "object", "additionalProperties": {"type": "integer" | "number"} as value}:
+            words = f"a mapping of strings to numbers, each {in_words(value)}"
         case {"type": kind}:
             words = _KINDS[kind] + _bounds(schema)
     return words

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 
+from fedtune.config.aggregation_rules import AGGREGATION_RULES, Finding
+from fedtune.config.derived import clients_in_a_round
 from fedtune.config.keys import similar
+from fedtune.config.methods import METHODS, method
 from fedtune.config.schema import Config
 from fedtune.config.validate import shown
 from fedtune.errors import ConfigError, Problem
@@ -23,15 +26,12 @@ BUILT_IN = {
         "fedtune.partitioners",
         ("natural", "iid", "dirichlet", "quantity", "shards", "site"),
     ),
-    "aggregation.method": ("fedtune.aggregators", ("fedavg", "ffa", "alternating")),
+    "aggregation.method": ("fedtune.aggregators", tuple(METHODS)),
 }
 """Key of a choice that plugins extend -> (entry-point group, names that fedtune brings)."""
 
 COLUMN_ROLES = ("instruction", "input", "output", "prompt", "response", "messages", "text", "id")
 """What a column of a file can be, the keys of ``data.columns``."""
-
-Finding = tuple[str, str, str]
-"""(what, keys concerned, fix)"""
 
 
 def combination_problems(config: Config) -> tuple[Problem, ...]:
@@ -218,7 +218,7 @@ def _cohort(config: Config) -> Iterator[Finding]:
             "federation.clients_per_round, partition",
             "set federation.clients_per_round=null to take all",
         )
-    in_round = _clients_in_a_round(config)
+    in_round = clients_in_a_round(config)
     if federation.min_replies is not None and in_round is not None and federation.min_replies > in_round:
         yield (
             f"federation.min_replies is {federation.min_replies}, but only {in_round} clients take part in a "
@@ -228,20 +228,16 @@ def _cohort(config: Config) -> Iterator[Finding]:
         )
 
 
-SUMMABLE = ("fedavg", "ffa", "alternating")
-"""Methods that need the sum of the updates and nothing else."""
-
-
 def _secagg(config: Config) -> Iterator[Finding]:
     secagg, aggregation = config.secagg, config.aggregation
     if not secagg.enabled:
         return
-    if aggregation.method not in SUMMABLE:
+    summable = [name for name, known in METHODS.items() if known.summable]
+    if not method(aggregation.method).summable:
         yield (
-            f"aggregation.method={shown(aggregation.method)} looks at single updates, and secure aggregation "
-            "shows their sum alone",
+            f"aggregation.method={shown(aggregation.method)} {method(aggregation.method).why_not_secure}",
             "secagg.enabled, aggregation.method",
-            f"choose one of {', '.join(SUMMABLE)}, or secagg=off",
+            f"choose one of {', '.join(summable)}, or secagg=off",
         )
     if aggregation.error_meter:
         yield (
@@ -255,7 +251,7 @@ def _secagg(config: Config) -> Iterator[Finding]:
             "secagg.enabled, aggregation.weighting",
             "set aggregation.weighting=uniform, or examples, declared as a power of two",
         )
-    in_round = _clients_in_a_round(config)
+    in_round = clients_in_a_round(config)
     if in_round is not None and in_round < secagg.k_min:
         yield (
             f"a round has {in_round} clients, but sites demand a cohort of secagg.k_min={secagg.k_min}",
@@ -300,13 +296,6 @@ def _metrics(config: Config) -> Iterator[Finding]:
             "aggregation.weighting, federation.metrics",
             f"add {weighting} to federation.metrics, or set aggregation.weighting=uniform",
         )
-
-
-def _clients_in_a_round(config: Config) -> int | None:
-    """How many clients a round has, where the configuration alone tells."""
-    clients = config.partition.clients or len(config.partition.values) or None
-    drawn = config.federation.clients_per_round
-    return drawn if clients is None or (drawn is not None and drawn <= clients) else clients
 
 
 def _backend(config: Config) -> Iterator[Finding]:
@@ -382,6 +371,7 @@ _RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _targets,
     _cohort,
     _metrics,
+    *AGGREGATION_RULES,
     _secagg,
     _updates,
     _backend,

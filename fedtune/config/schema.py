@@ -7,6 +7,7 @@ conf/, overrides on the command line, and the JSON that a server sends to its cl
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -14,9 +15,11 @@ from pydantic.dataclasses import dataclass
 
 __all__ = [
     "AggregationConfig",
+    "AttackConfig",
     "BackendConfig",
     "Config",
     "DataConfig",
+    "DefenceConfig",
     "EvaluationConfig",
     "FederationConfig",
     "Metric",
@@ -24,6 +27,7 @@ __all__ = [
     "PartitionConfig",
     "PeftConfig",
     "SecAggConfig",
+    "ServerOptimizerConfig",
     "TrainingConfig",
     "UpdatesConfig",
 ]
@@ -132,8 +136,9 @@ class PartitionConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PeftConfig:
-    method: Literal["lora"]
-    """Parameter-efficient method."""
+    method: Literal["lora", "core"]
+    """``lora`` trains A and B. ``core`` trains a rank x rank matrix between an A and a B that stay as they
+    were drawn; it needs ``aggregation=core``."""
 
     rank: PositiveInt
     """Rank r of the factors A (r x in) and B (out x r)."""
@@ -168,7 +173,8 @@ class TrainingConfig:
 
     keep_optimizer_state: bool
     """Go on with the optimizer's moments of the site's last round; they lie on the site's disk, twice the
-    adapter's size for each of three rounds, and never leave it. False starts every round with empty ones."""
+    adapter's size for each of three rounds, and never leave it. False starts every round with empty ones, as
+    ``svd``, ``flora`` and ``sketch`` always do: their new factors are in other coordinates."""
 
     learning_rate: PositiveFloat
     """Peak learning rate."""
@@ -215,14 +221,58 @@ class UpdatesConfig:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class AggregationConfig:
     method: Name
-    """``fedavg``, ``ffa``, ``alternating``, or the name of an installed ``fedtune.aggregators``
-    entry point."""
+    """``fedavg``, ``ffa``, ``alternating``, ``core``, ``fedsa``, ``svd``, ``fedex``, ``flora``,
+    ``projection``, ``sketch``, ``zero_padding``, or the name of an installed ``fedtune.aggregators`` entry
+    point."""
 
     weighting: Literal["examples", "tokens", "uniform"]
     """What a client's update is weighted by: examples or response tokens trained on, or nothing."""
 
     error_meter: bool
     """Measure each round how far the averaged factors are from the average of the products."""
+
+    side_car_rank: PositiveInt | None = None
+    """``fedex``, ``flora``: rank that the side-car, what the trained factors cannot hold, is cut down to when
+    it would grow larger; null cuts nothing."""
+
+    sketch_width: PositiveInt | None = None
+    """``sketch``: rank of what a site sends; twice the sum of the sites' ranks is always wide enough."""
+
+    site_ranks: dict[str, PositiveInt] = field(default_factory=dict)
+    """Sites that train the first rows of the adapter alone: name to their number, at most ``peft.rank``."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DefenceConfig:
+    name: Literal["none", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "norm_bound", "cosine"]
+    """How the mean of the updates is taken, so that false ones cannot move it far; it needs to see each."""
+
+    byzantine: NonNegativeInt
+    """``trimmed_mean``, ``krum``, ``multi_krum``, ``bulyan``: most updates of a round that may be false."""
+
+    norm_bound: PositiveFloat | None
+    """``norm_bound``: longest L2 norm of an update; null takes the median of the round's."""
+
+    min_cosine: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+    """``cosine``: updates must point that much to where the entrywise median does."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ServerOptimizerConfig:
+    name: Literal["none", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
+    """What the server does with the mean of the updates; ``none`` adds it."""
+
+    learning_rate: PositiveFloat
+    """Of the server; an adaptive one moves each value by about this much."""
+
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the last rounds' direction that is kept."""
+
+    second_momentum: Annotated[float, Field(ge=0, lt=1)]
+    """``fedadam``, ``fedyogi``: share of the last rounds' squares that is kept."""
+
+    adaptivity: PositiveFloat
+    """Added to the root of the squares: larger is less adaptive."""
 
 
 Metric = Literal["examples", "tokens", "train_loss", "held_out_loss", "peak_memory"]
@@ -311,6 +361,18 @@ class BackendConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AttackConfig:
+    kind: Literal["sign_flip", "scaled", "noise", "not_a_number", "zero", "free_rider"]
+    """What false sites of a simulation send instead of what they trained."""
+
+    sites: tuple[str, ...]
+    """Names of the false sites; empty for none."""
+
+    strength: PositiveFloat
+    """Factor of ``sign_flip``, ``scaled``, ``noise`` and ``free_rider``."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Config:
     """A whole run."""
 
@@ -339,7 +401,10 @@ class Config:
     training: TrainingConfig
     updates: UpdatesConfig
     aggregation: AggregationConfig
+    defence: DefenceConfig
+    server_optimizer: ServerOptimizerConfig
     federation: FederationConfig
     secagg: SecAggConfig
     evaluation: EvaluationConfig
+    attack: AttackConfig
     backend: BackendConfig

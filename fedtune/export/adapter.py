@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 from peft import LoraConfig
 from safetensors.numpy import save
 
-from fedtune.config.schema import PeftConfig
+from fedtune.aggregation.carrying import with_side_car
+from fedtune.config.schema import Config, PeftConfig
 from fedtune.errors import ModelError, Problem
-from fedtune.models.adapter import AdapterSpec
+from fedtune.models.adapted import adapter_spec
+from fedtune.models.adapter import Adapter, AdapterSpec
+from fedtune.models.core import without_core
 from fedtune.observability.disk import write_folder_atomic
 
-__all__ = ["save_adapter"]
+__all__ = ["save_adapter", "save_global"]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -72,6 +76,35 @@ def save_adapter(
             WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
         },
     )
+
+
+def save_global(
+    adapter: Adapter, side_car: Adapter, spec: AdapterSpec, config: Config, directory: Path
+) -> None:
+    """Write the adapter and the side-car beside it as one adapter of PEFT, as `save_adapter`.
+
+    An adapter of ``peft.method=core`` becomes the LoRA adapter that computes the same. Both have the same
+    scaling s = alpha / rank: stacked, they are an adapter of the sum of their ranks r, and its alpha is s
+    r.
+
+    Args:
+        adapter: One array for each name of the spec.
+        side_car: Likewise, of any rank; empty for nothing.
+        spec: Of the adapter.
+        config: The run's.
+        directory: The folder to write.
+    """
+    peft = config.peft
+    if peft.method == "core":
+        peft = replace(peft, method="lora")
+        spec = adapter_spec(config.model, peft)
+        adapter = without_core(adapter, spec)
+    if side_car:
+        name_A = spec.pairs[0][0]
+        rank = adapter[name_A].shape[0] + side_car[name_A].shape[0]
+        peft = replace(peft, rank=rank, alpha=spec.scaling * rank)
+        spec = replace(spec.with_rank(rank), scaling=peft.alpha / rank)
+    save_adapter(with_side_car(adapter, side_car), spec, peft, config.model.name, directory)
 
 
 def target_modules(spec: AdapterSpec, peft: PeftConfig) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedtune.config.methods import method
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_hash
 from fedtune.observability.disk import write_atomic
@@ -111,10 +112,16 @@ def _method(summary: Mapping[str, Any], config: Config) -> str:
     targets = peft.target_modules if isinstance(peft.target_modules, str) else ", ".join(peft.target_modules)
     exactness = {True: "exact", False: "inexact", None: "no round was aggregated"}[summary["exact"]]
     burnt = ", ".join(map(str, summary["burnt_rounds"])) or "none"
+    known = method(aggregation.method)
+    beside = ", and below it what its rank could not hold" if known.has_side_car else ""
+    kind = "LoRA, of a trained core between frozen factors," if known.peft_method == "core" else "LoRA,"
     rows = [
         ("aggregation", f"{aggregation.method} ({exactness}), weighted by {aggregation.weighting}"),
         ("aggregation error, largest of all rounds", _number(summary["aggregation_error"], ".2e")),
-        ("adapter", f"LoRA, rank {peft.rank}, alpha {peft.alpha:g}, dropout {peft.dropout:g}, on {targets}"),
+        (
+            "adapter",
+            f"{kind} rank {peft.rank}, alpha {peft.alpha:g}, dropout {peft.dropout:g}, on {targets}{beside}",
+        ),
         ("base while training", f"{config.model.quantization}, compute dtype {config.model.compute_dtype}"),
         (
             "local training",
@@ -192,6 +199,11 @@ def _limits(config: Config) -> str:
         "training data may be shared.",
         "It was measured by its loss on rows held out at the sites that trained it, and by nothing else.",
     ]
+    if method(config.aggregation.method).kept:
+        limits.append(
+            "It is the shared half alone, with B = 0, and computes what the base does: each site's own model "
+            "is in the folder personal beside this one. Losses above are those of the sites' own models."
+        )
     if config.model.quantization != "none":
         limits.append(
             f"It was trained beside a base quantized to {config.model.quantization}; on the unquantized base "

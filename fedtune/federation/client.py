@@ -9,19 +9,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import fedtune
+from fedtune.aggregation.ranks import full_delta
+from fedtune.config.methods import method
 from fedtune.data.seeds import derive_seed
 from fedtune.data.tokenize import TokenizedExample
 from fedtune.errors import DataError, FedtuneError, Problem, SecureAggregationError, TrainingError
 from fedtune.evaluation.loss import held_out_loss
+from fedtune.federation.downlink import placed, received
 from fedtune.federation.optimizer_memory import OptimizerMemory
+from fedtune.federation.own_factors import OwnFactors
 from fedtune.federation.residual_memory import ResidualMemory
 from fedtune.federation.site import Site, WalkPosition
+from fedtune.federation.uplink import rank_of_site, uplink
 from fedtune.federation.wire import (
     PROTOCOL,
     EvaluateReply,
@@ -38,11 +44,12 @@ from fedtune.federation.wire import (
     with_frame,
 )
 from fedtune.models.adapted import AdaptedModel
-from fedtune.models.adapter import FACTORS, Adapter
+from fedtune.models.adapter import Adapter
 from fedtune.models.hardware import release_memory, set_threads
+from fedtune.training.delta import Delta
 from fedtune.training.train import train
 from fedtune.training.walk import examples_for_round
-from fedtune.updates.codec import from_arrays, to_arrays
+from fedtune.updates.codec import to_arrays
 from fedtune.updates.encode import Encoded, encode
 from fedtune.updates.protect import Protected, protect
 
@@ -134,7 +141,7 @@ def _hello(message: Message, site: Site) -> Message:
 def _train(message: Message, site: Site) -> Message:
     request = parse(message, TrainRequest)
     model = site.model()
-    adapter = from_arrays(arrays_of(message), model.spec, FACTORS, where=_from_server(message))
+    adapter, side_car = _global_model(message, site, model)
     position = WalkPosition(site.state_dir, site.name)
     walk = examples_for_round(
         len(site.train),
@@ -147,10 +154,11 @@ def _train(message: Message, site: Site) -> Message:
     steps = [[site.train[row] for row in rows] for rows in walk.steps]
     secure = site.secure
     if secure is None:
-        reply, update = _fit(request, site, model, adapter, steps)
-        encoded = _encoded(request, site, update)
+        with _trainable(site, model, adapter, side_car, request.round):
+            reply, update = _fit(request, site, model, steps)
+        record = to_arrays(_encoded(request, site, update))
         position.advance(request.round, walk.end)
-        return Message(content(reply, to_arrays(encoded)), reply_to=message)
+        return Message(content(reply, site.lie(record) if site.lie else record), reply_to=message)
     frame = frame_of(message)
     secure.admit(request, adapter, site.config, model.spec)
     rows = [row for step in steps for row in step]
@@ -158,7 +166,9 @@ def _train(message: Message, site: Site) -> Message:
     if secure.member.holds(facts):
         reply = _held(request, site)
     else:
-        reply, update = _fit(request, site, model, adapter, steps)
+        with _trainable(site, model, adapter, side_car, request.round):
+            reply, update = _fit(request, site, model, steps)
+        update = protect(full_delta(Delta(tensors=update.tensors), adapter, "kept"))
         secure.hold(update, facts, request, site.config, model.spec)
         position.advance(request.round, walk.end)
     return Message(with_frame(content(reply), secure.member.handle(frame)), reply_to=message)
@@ -168,19 +178,18 @@ def _fit(
     request: TrainRequest,
     site: Site,
     model: AdaptedModel,
-    adapter: Adapter,
     steps: Sequence[Sequence[TokenizedExample]],
 ) -> tuple[TrainReply, Protected]:
-    """Train on the rows of a round; returns what the site says of it, and the update."""
-    model.load_adapter(adapter)
+    """Train what is placed on the model on a round's rows; returns what the site says, and the update."""
     memory = OptimizerMemory(site.state_dir, site.name)
-    keeps = site.config.training.keep_optimizer_state
+    known = method(site.config.aggregation.method)
+    keeps = site.config.training.keep_optimizer_state and not known.resets_moments
     started = time.time()
     result = train(
         model,
         steps,
         config=site.config.training,
-        factors=request.factors,
+        factors=(*request.factors, *known.kept),
         first_step=request.first_step,
         total_steps=request.total_steps,
         seed=derive_seed(site.config.seed, "train", site.name, request.round),
@@ -200,9 +209,12 @@ def _fit(
         finished=time.time(),
         peak_memory_mib=site.told("peak_memory", result.peak_memory_mib),
     )
-    update = protect(result.delta)
-    if result.moments is not None:
+    update = protect(uplink(site.config, model, result.delta, request.factors))
+    if keeps and result.moments is not None:
         memory.keep(request.round, result.moments)
+    if known.kept:
+        own = OwnFactors(site.state_dir, site.name)
+        own.keep_own(request.round, model.read_adapter(), model.spec, known.kept)
     return reply, update
 
 
@@ -253,12 +265,13 @@ def _secagg(message: Message, site: Site) -> Message:
 def _evaluate(message: Message, site: Site) -> Message:
     request = parse(message, EvaluateRequest)
     model = site.model()
-    model.load_adapter(from_arrays(arrays_of(message), model.spec, FACTORS, where=_from_server(message)))
+    adapter, side_car = _global_model(message, site, model)
     started = time.time()
     if site.held_out:
-        result = held_out_loss(
-            model, site.held_out, microbatch_tokens=site.config.evaluation.microbatch_tokens
-        )
+        with placed(model, _own(site, adapter, before=request.round + 1), side_car):
+            result = held_out_loss(
+                model, site.held_out, microbatch_tokens=site.config.evaluation.microbatch_tokens
+            )
         loss, tokens, examples = result.loss, result.tokens, result.examples
     else:
         loss, tokens, examples = None, 0, 0
@@ -274,5 +287,31 @@ def _evaluate(message: Message, site: Site) -> Message:
     return Message(content(reply), reply_to=message)
 
 
-def _from_server(message: Message) -> str:
-    return f"the server's message {message.metadata.message_type}"
+def _global_model(message: Message, site: Site, model: AdaptedModel) -> tuple[Adapter, Adapter]:
+    """Decode the adapter and the side-car that came with a message."""
+    return received(
+        arrays_of(message),
+        model.spec,
+        has_side_car=method(site.config.aggregation.method).has_side_car,
+        where=f"the server's message {message.metadata.message_type}",
+    )
+
+
+def _trainable(
+    site: Site, model: AdaptedModel, adapter: Adapter, side_car: Adapter, round_number: int
+) -> AbstractContextManager[None]:
+    """Have on the model what this site trains in a round, and beside it what it does not."""
+    return placed(
+        model,
+        _own(site, adapter, before=round_number),
+        side_car,
+        rows=rank_of_site(site.config, site.name),
+        rest=method(site.config.aggregation.method).other_rows == "kept",
+    )
+
+
+def _own(site: Site, adapter: Adapter, *, before: int) -> Adapter:
+    """Return the adapter with the factors that the site keeps for itself, if it does, as before a round."""
+    if not method(site.config.aggregation.method).kept:
+        return adapter
+    return OwnFactors(site.state_dir, site.name).personal(adapter, before)

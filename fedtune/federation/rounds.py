@@ -7,7 +7,6 @@ over `Grid.send_and_receive`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -15,17 +14,21 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedtune.aggregation.base import Aggregator
-from fedtune.aggregation.meter import ErrorMeter
-from fedtune.aggregation.weighting import client_weight, normalised
+from fedtune.aggregation.carrying import Carried
+from fedtune.aggregation.weighting import client_weight
 from fedtune.config.schema import Config
 from fedtune.errors import FederationError, Problem, SecureAggregationError, UpdateError
 from fedtune.federation.checkpoint import Checkpoint, save_checkpoint
 from fedtune.federation.dialogue import Dialogue
+from fedtune.federation.downlink import downlink
 from fedtune.federation.membership import Membership
+from fedtune.federation.plain_sum import PlainSum
 from fedtune.federation.requests import train_request
+from fedtune.federation.round_sum import RoundSum
 from fedtune.federation.sampling import sample_clients
 from fedtune.federation.secure import policy_of
 from fedtune.federation.secure_round import OpenedSum, SecureCoordinator
+from fedtune.federation.uplink import read_uplink, uplink_spec
 from fedtune.federation.wire import (
     EvaluateReply,
     EvaluateRequest,
@@ -39,7 +42,6 @@ from fedtune.observability.events import (
     ClientTrained,
     ModelLoaded,
     QuorumMissed,
-    RoundAggregated,
     RoundFinished,
     RoundStarted,
     SecurePromise,
@@ -56,20 +58,6 @@ from fedtune.updates.codec import to_arrays, wire_bytes
 from fedtune.updates.decode import decode
 
 __all__ = ["Federation"]
-
-_SUM = "the secure sum"
-
-
-@dataclass
-class _PlainUpdates:
-    """Updates of a round that have arrived, by name in sorted order: a sum depends on its order."""
-
-    deltas: dict[str, Delta] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
-
-    def take(self, name: str, delta: Delta, weight: float) -> None:
-        self.deltas[name], self.weights[name] = delta, weight
-        self.weights = dict(sorted(self.weights.items()))
 
 
 @dataclass(kw_only=True)
@@ -100,6 +88,7 @@ class Federation:
     _sites: Dialogue = field(init=False)
     _members: Membership = field(init=False)
     _base_hash: str = field(init=False, default="")
+    _carried: Carried = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         timeout = self.config.federation.round_timeout_seconds
@@ -123,12 +112,12 @@ class Federation:
         if start.round > 0:
             self._members.base_hash = self._base_of_earlier_rounds()
         self._greet()
-        adapter = start.adapter
+        adapter, self._carried = start.adapter, start.carried
         if start.round == 0:
             self._finish_round(0, adapter, evaluate=True)
         for round_number in range(start.round + 1, rounds + 1):
             adapter = self._train(round_number, adapter)
-            save_checkpoint(self.run, Checkpoint(round=round_number, adapter=adapter))
+            save_checkpoint(self.run, Checkpoint(round=round_number, adapter=adapter, carried=self._carried))
             due = round_number == rounds or (every > 0 and round_number % every == 0)
             self._finish_round(round_number, adapter, evaluate=due)
             if self.secure is not None:
@@ -187,13 +176,18 @@ class Federation:
         updates that arrived are kept.
         """
         attempts = self.config.federation.round_attempts
-        plain = _PlainUpdates()
+        total = self._begin_sum(adapter)
+
+        def add(delta: Delta, weight: float) -> None:
+            total.add(read_uplink(self.config, delta, adapter), weight)
+
+        plain = PlainSum(add)
         for attempt in range(1, attempts + 1):
-            request, cohort = self._begin_round(round_number, arrived=tuple(plain.deltas))
+            request, cohort = self._begin_round(round_number, arrived=tuple(plain.weights))
             try:
                 if self.secure is None:
-                    self._ask_for_updates(request, adapter, cohort, plain)
-                    return self._aggregate(round_number, adapter, plain.deltas, plain.weights)
+                    self._ask_for_updates(request, adapter, cohort, plain, last=attempt == attempts)
+                    return self._concluded(total, round_number, plain.weights)
                 opened = self._opened_sum(self.secure, request, adapter, cohort)
             except (FederationError, SecureAggregationError) as error:
                 missed = error.problems[0]
@@ -206,7 +200,8 @@ class Federation:
             if opened is None:
                 return adapter
             mean = Delta(tensors={name: opened.mean[name] for name in self.spec.names(request.factors)})
-            return self._aggregate(round_number, adapter, {_SUM: mean}, {_SUM: 1.0}, of=opened.weights)
+            total.add(mean, 1.0)
+            return self._concluded(total, round_number, opened.weights)
         raise AssertionError("the last attempt returns or raises")
 
     def _begin_round(
@@ -254,30 +249,49 @@ class Federation:
         )
 
     def _ask_for_updates(
-        self, request: TrainRequest, adapter: Adapter, cohort: tuple[str, ...], plain: _PlainUpdates
+        self,
+        request: TrainRequest,
+        adapter: Adapter,
+        cohort: tuple[str, ...],
+        plain: PlainSum,
+        *,
+        last: bool,
     ) -> None:
         """Ask those of a cohort whose update has not arrived.
 
+        Args:
+            request: What is asked.
+            adapter: That the sites receive.
+            cohort: Of this attempt.
+            plain: Takes the updates.
+            last: Whether no attempt follows this one.
+
         Raises:
             FederationError: FT607, too few have arrived.
+            UpdateError: The method could not add an update.
         """
-        arrays = to_arrays(adapter)
+        arrays = downlink(adapter, self._carried)
         sent_bytes = wire_bytes(arrays)
+        earlier = len(self._sites.failures)
+        plain.expect(cohort)
 
         def accept(name: str, reply: TrainReply, message: Message) -> None:
             _require_own(name, reply, request.round)
             where = f"round {request.round}, client {name}"
             record = arrays_of(message)
             weight = self._weight(reply)
-            delta = decode(record, self.spec, request.factors, self.config.updates, where=where)
-            plain.take(name, delta, weight)
+            expected = uplink_spec(self.config, self.spec, name)
+            delta = decode(record, expected, request.factors, self.config.updates, where=where)
+            gone = {failure.client for failure in self._sites.failures[earlier:]} if last else ()
+            plain.take(name, delta, weight, gone=gone)
             self._trained(name, reply, weight=weight, up=wire_bytes(record), down=sent_bytes, norm=delta.norm)
 
-        missing = [name for name in cohort if name not in plain.deltas]
+        missing = [name for name in cohort if name not in plain.weights]
         self._sites.ask(
             "train", request.round, request, to=missing, expect=TrainReply, arrays=arrays, accept=accept
         )
-        self._sites.require(request.round, plain.deltas, self._quorum(cohort))
+        self._sites.require(request.round, plain.weights, self._quorum(cohort))
+        plain.finish()
 
     def _trained(
         self, name: str, reply: TrainReply, *, weight: float, up: int, down: int, norm: float | None
@@ -301,46 +315,16 @@ class Federation:
             )
         )
 
-    def _aggregate(
-        self,
-        round_number: int,
-        adapter: Adapter,
-        deltas: Mapping[str, Delta],
-        weights: Mapping[str, float],
-        *,
-        of: Mapping[str, float] | None = None,
-    ) -> Adapter:
-        """Add in the order of the names, which fixes the rounding whatever the order of arrival.
+    def _begin_sum(self, adapter: Adapter) -> RoundSum:
+        measure = self.config.aggregation.error_meter
+        return RoundSum(self.aggregator, self.spec, adapter, self._carried, measure=measure)
 
-        Args:
-            round_number: Round, from 1.
-            adapter: What the sites received.
-            deltas: By name; one mean, where a secure sum was opened.
-            weights: Of the deltas.
-            of: Weights of the sites behind that mean.
-        """
-        started = time.perf_counter()
-        shares = normalised(weights if of is None else of)
-        accumulator = self.aggregator.start(adapter)
-        meter = ErrorMeter(self.spec, adapter) if self.config.aggregation.error_meter else None
-        for name, weight in weights.items():
-            accumulator.add(deltas[name], weight)
-            if meter is not None:
-                meter.add(deltas[name], weight)
-        result = accumulator.result()
-        step = Delta(tensors={name: result[name] - adapter[name] for name in self.spec.shapes})
-        self.run.events.append(
-            RoundAggregated(
-                round=round_number,
-                clients=tuple(shares),
-                weights=tuple(shares.values()),
-                aggregation_error=None if meter is None else meter.result(result),
-                exact=self.aggregator.exact,
-                seconds=time.perf_counter() - started,
-                delta_norm=step.norm,
-            )
-        )
-        return result
+    def _concluded(self, total: RoundSum, round_number: int, weights: Mapping[str, float]) -> Adapter:
+        """Record what a round came to, and return the new adapter."""
+        done = total.conclude(round_number, weights)
+        self._carried = done.carried
+        self.run.events.append(done.event)
+        return done.adapter
 
     def _weight(self, reply: TrainReply) -> float:
         weighting = self.config.aggregation.weighting
@@ -387,7 +371,7 @@ class Federation:
             EvaluateRequest(round=round_number),
             to=sorted(self._sites.nodes),
             expect=EvaluateReply,
-            arrays=to_arrays(adapter),
+            arrays=downlink(adapter, self._carried),
             accept=accept,
         )
         # In the order of the names: a float sum depends on its order.

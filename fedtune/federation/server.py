@@ -15,7 +15,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from pydantic import TypeAdapter
 
-from fedtune.aggregation.registry import aggregator
+from fedtune.aggregation.steered import configured_aggregator
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_from_json
 from fedtune.errors import FedtuneError
@@ -127,7 +127,7 @@ def run_federation(
         config=config,
         run=run,
         spec=spec,
-        aggregator=aggregator(config.aggregation),
+        aggregator=configured_aggregator(config),
         expected_clients=expected_clients,
         split=split,
         secure=secure,

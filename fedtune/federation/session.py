@@ -13,14 +13,14 @@ from types import TracebackType
 from typing import Any, Literal
 
 import fedtune
+from fedtune.aggregation.carrying import side_car_of
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_to_json, config_to_yaml
 from fedtune.errors import FedtuneError, Problem, RunError
-from fedtune.export.adapter import save_adapter
+from fedtune.export.adapter import save_global
 from fedtune.export.card import write_model_card
-from fedtune.federation.checkpoint import load_checkpoint
+from fedtune.federation.checkpoint import Checkpoint, load_checkpoint
 from fedtune.models.adapted import adapter_spec
-from fedtune.models.adapter import Adapter
 from fedtune.models.hardware import machine_facts
 from fedtune.observability.events import (
     Event,
@@ -133,10 +133,10 @@ class RunSession:
         starts = [event for event in read_events(self.run.events.path) if isinstance(event, RunStarted)]
         return starts[-1].resumed_after == self.config.federation.rounds
 
-    def final_adapter(self) -> Adapter:
-        """Return the global adapter after the last round."""
+    def final(self) -> Checkpoint:
+        """Return the global adapter after the last round, with what stands beside it."""
         spec = adapter_spec(self.config.model, self.config.peft)
-        return load_checkpoint(self.run, self.config.federation.rounds, spec).adapter
+        return load_checkpoint(self.run, self.config.federation.rounds, spec)
 
     def events(self) -> list[Event]:
         """Return what has happened and still counts."""
@@ -156,11 +156,11 @@ class RunSession:
         return max(finished.intersection(self.run.checkpoints()), default=None)
 
     def _export(self, ending: RunFinished) -> None:
-        adapter = self.final_adapter()
+        final = self.final()
         summary = summarise([*read_events(self.run.events.path), ending])
         spec = adapter_spec(self.config.model, self.config.peft)
         target = self.run.path / "adapter"
-        save_adapter(adapter, spec, self.config.peft, self.config.model.name, target)
+        save_global(final.adapter, side_car_of(final.carried), spec, self.config, target)
         write_model_card(target, summary, self.config)
 
     def _report(self) -> None:

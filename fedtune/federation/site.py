@@ -14,6 +14,8 @@ from fedtune.errors import Problem, RunError
 from fedtune.observability.disk import write_atomic
 
 if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
+
     from fedtune.data.tokenize import TokenizedExample
     from fedtune.federation.secure_site import SecureSite
     from fedtune.models.adapted import AdaptedModel
@@ -39,6 +41,7 @@ class Site:
         threads: CPU threads of training and evaluation; they decide the rounding, so they are fixed.
         secure: What it has for secure aggregation; None where it takes no part.
         base_name: What the federation calls its base model, where that is not how this machine finds it.
+        lie: What a false site of a simulation does to an update before it is sent; None everywhere else.
         on_step: Told of the site, the round and of each optimizer step, for a progress display.
     """
 
@@ -52,6 +55,7 @@ class Site:
     threads: int
     secure: SecureSite | None = None
     base_name: str | None = None
+    lie: Callable[[ArrayRecord], ArrayRecord] | None = None
     on_step: Callable[[str, int, StepReport], None] | None = None
 
     def told(self, metric: Metric, value: T) -> T | None:

@@ -19,7 +19,14 @@ from fedtune.models.adapter import FACTORS, Adapter, AdapterSpec, Factor
 from fedtune.models.architecture import architecture, check_quantization, count_parameters, skeleton
 from fedtune.models.base import load_base, read_tokenizer
 from fedtune.models.hardware import resolve_device, return_freed_memory
-from fedtune.models.lora import adapter_parameters, add_lora, check_targets, spec_of
+from fedtune.models.lora import (
+    adapter_parameters,
+    add_lora,
+    check_targets,
+    set_adapter_shapes,
+    spec_of,
+)
+from fedtune.models.side_car import SideCar
 
 __all__ = [
     "AdaptedModel",
@@ -68,7 +75,7 @@ class AdaptedModel:
     Attributes:
         model: The peft model, with its caching of keys and values off.
         tokenizer: The base model's tokenizer.
-        spec: The adapter's names, shapes and type.
+        spec: The adapter's names, shapes and type, of the rank that it has now.
         info: What is known about the base.
     """
 
@@ -78,6 +85,7 @@ class AdaptedModel:
         self.spec = spec
         self.info = info
         self._parameters = adapter_parameters(model)
+        self._side_car = SideCar(model, spec)
 
     @property
     def device(self) -> torch.device:
@@ -112,6 +120,21 @@ class AdaptedModel:
             name: parameter.detach().to("cpu", copy=True).numpy()
             for name, parameter in self.parameters(factors).items()
         }
+
+    def set_rank(self, rank: int) -> None:
+        """Replace the adapter's tensors by unset ones of another rank; load an adapter before using them.
+
+        Gradients and an optimizer's states then take memory for this rank. The scaling stays.
+        """
+        if rank == self.spec.shapes[self.spec.pairs[0][0]][0]:
+            return
+        self.spec = self.spec.with_rank(rank)
+        set_adapter_shapes(self.model, self.spec)
+        self._parameters = adapter_parameters(self.model)
+
+    def set_side_car(self, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Put a frozen adapter beside the trained one, as `SideCar.put`; an empty one takes it off."""
+        self._side_car.put(tensors)
 
     def set_trainable(self, factors: Sequence[Factor]) -> None:
         """Let gradients flow into the tensors of these factors and into nothing else."""

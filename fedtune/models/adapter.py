@@ -20,7 +20,7 @@ import numpy as np
 
 from fedtune.data.seeds import derive_seed
 
-__all__ = ["FACTORS", "Adapter", "AdapterSpec", "Factor", "initial_adapter"]
+__all__ = ["FACTORS", "Adapter", "AdapterSpec", "Factor", "initial_adapter", "rank_axis", "rank_of"]
 
 Factor = Literal["A", "B"]
 FACTORS: tuple[Factor, ...] = get_args(Factor)
@@ -98,10 +98,34 @@ class AdapterSpec:
         """Return the number of values in the tensors of these factors."""
         return sum(prod(self.shapes[name]) for name in self.names(factors))
 
+    def with_rank(self, rank: int) -> AdapterSpec:
+        """Return the spec of an adapter of the same layers, scaling and type with another rank.
+
+        Raises:
+            ValueError: The rank is below 1.
+        """
+        if rank < 1:
+            raise ValueError(f"an adapter has a rank of at least 1, got {rank}")
+        shapes = {
+            name: (rank, shape[1]) if self.factor(name) == "A" else (shape[0], rank)
+            for name, shape in self.shapes.items()
+        }
+        return AdapterSpec(shapes=shapes, scaling=self.scaling, dtype=self.dtype)
+
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """``(name of A, name of B)`` of each adapted layer, in sorted order."""
         return tuple((name, self.partner(name)) for name in self.shapes if self.factor(name) == "A")
+
+
+def rank_axis(name: str) -> int:
+    """Return the axis of a tensor that the rank counts: 0 of A, 1 of B."""
+    return 0 if name.endswith(_SUFFIXES["A"]) else 1
+
+
+def rank_of(adapter: Adapter) -> int:
+    """Return the rank of an adapter's tensors; every layer has the same."""
+    return next(len(tensor) for name, tensor in adapter.items() if name.endswith(_SUFFIXES["A"]))
 
 
 def _rebuild(shapes: dict[str, tuple[int, ...]], scaling: float, dtype: str) -> AdapterSpec:

@@ -20,9 +20,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedtune.config.derived import update_bytes
+from fedtune.config.methods import METHODS, method
 from fedtune.config.schema import Config
 from fedtune.models.adapted import adapter_spec
-from fedtune.models.adapter import FACTORS, AdapterSpec, Factor
+from fedtune.models.adapter import AdapterSpec, Factor
 from fedtune.models.architecture import (
     architecture,
     check_quantization,
@@ -37,11 +38,7 @@ from fedtune.models.resolve import resolve
 
 __all__ = ["SCHEDULES", "Estimate", "estimate"]
 
-SCHEDULES: dict[str, tuple[tuple[Factor, ...], ...]] = {
-    "fedavg": (("A", "B"),),
-    "ffa": (("B",),),
-    "alternating": (("B",), ("A",)),
-}
+SCHEDULES: dict[str, tuple[tuple[Factor, ...], ...]] = {name: m.schedule for name, m in METHODS.items()}
 """Factors that the rounds of a built-in aggregation train, in turn; another one is taken to train both."""
 
 _MIB = 2**20
@@ -117,13 +114,16 @@ def estimate(config: Config) -> Estimate:
     bare = skeleton(described)
     check_quantization(bare, model, device)
     spec = adapter_spec(model, config.peft)
-    schedule = SCHEDULES.get(config.aggregation.method, (FACTORS,))
-    trained = max((spec.parameters(factors) for factors in schedule), default=0)
+    schedule = method(config.aggregation.method).schedule
+    own = method(config.aggregation.method).kept
+    trained = max((spec.parameters((*factors, *own)) for factors in schedule), default=0)
     base = _base_bytes(bare, model.quantization, dtype.itemsize)
     parameters = base + _ADAPTER_COPIES * spec.nbytes() + spec.nbytes()
     itemsize = 8 if spec.dtype == "float64" else 4
     state_bytes = 2 if config.training.optimizer == "adamw8bit" else 2 * itemsize
-    trained_sizes = [[prod(spec.shapes[name]) for name in spec.names(factors)] for factors in schedule]
+    width = config.aggregation.sketch_width if method(config.aggregation.method).sketches else None
+    sent = spec if width is None else spec.with_rank(width)
+    sent_sizes = [[prod(sent.shapes[name]) for name in sent.names(factors)] for factors in schedule]
     proximal = trained * itemsize if config.training.proximal_mu > 0 else 0
     return Estimate(
         device=device,
@@ -137,7 +137,7 @@ def estimate(config: Config) -> Estimate:
         / _MIB,
         loading_mib=_loading_bytes(config, bare, base) / _MIB,
         libraries_mib=psutil.Process().memory_info().rss / _MIB,
-        uplink_bytes=sum(update_bytes(config, sizes, itemsize=itemsize) for sizes in trained_sizes)
+        uplink_bytes=sum(update_bytes(config, sizes, itemsize=itemsize) for sizes in sent_sizes)
         // len(schedule),
         downlink_bytes=spec.nbytes(),
     )

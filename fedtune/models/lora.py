@@ -14,9 +14,10 @@ from fedtune.config.schema import PeftConfig
 from fedtune.errors import ModelError, Problem
 from fedtune.models.adapter import AdapterSpec
 from fedtune.models.architecture import is_linear
+from fedtune.models.core import CoreUp
 from fedtune.models.messages import without_peft_warnings
 
-__all__ = ["adapter_parameters", "add_lora", "check_targets", "spec_of"]
+__all__ = ["adapter_parameters", "add_lora", "check_targets", "set_adapter_shapes", "spec_of"]
 
 _ADAPTER_NAME = "default"
 
@@ -113,9 +114,20 @@ def add_lora(base: PreTrainedModel, peft: PeftConfig, dtype: torch.dtype) -> Pef
         torch.manual_seed(0)
         model = get_peft_model(base, lora, adapter_name=_ADAPTER_NAME)
     assert isinstance(model, PeftModel)  # noqa: S101 - the other type is for prompt methods
+    if peft.method == "core":
+        _put_cores(model, dtype)
     for parameter in adapter_parameters(model).values():
         parameter.data = parameter.data.to(dtype)
     return model
+
+
+def _put_cores(model: PeftModel, dtype: torch.dtype) -> None:
+    """Put a trained (rank, rank) matrix and a frozen one in the place of each B."""
+    for name, parameter in adapter_parameters(model).items():
+        layer, mark, _ = name.rpartition(".lora_B.weight")
+        if mark:
+            factors = model.get_submodule(f"{layer}.lora_B")
+            factors.add_module(_ADAPTER_NAME, CoreUp(name, parameter, dtype))
 
 
 def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
@@ -127,6 +139,18 @@ def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
         if name.endswith((f".lora_A{mark}", f".lora_B{mark}"))
     }
     return dict(sorted(found.items()))
+
+
+def set_adapter_shapes(model: PeftModel, spec: AdapterSpec) -> None:
+    """Give the adapter's parameters the shapes of a spec; their values are unset.
+
+    Args:
+        model: The adapted model.
+        spec: Of the same names and type, with another rank.
+    """
+    for name, old in adapter_parameters(model).items():
+        layer = model.get_submodule(f"{name.removesuffix('.weight')}.{_ADAPTER_NAME}")
+        layer.weight = nn.Parameter(torch.empty(spec.shapes[name], dtype=old.dtype, device=old.device))
 
 
 def spec_of(model: PeftModel, peft: PeftConfig) -> AdapterSpec:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from fedtune.config.methods import method
 from fedtune.data.examples import Example
 from fedtune.evaluation.generate import generate
+from fedtune.federation.downlink import placed
+from fedtune.federation.own_factors import OwnFactors
 from fedtune.models.adapter import Adapter, initial_adapter
 from fedtune.models.hardware import set_threads
 from fedtune.observability.events import Generated
@@ -14,15 +17,17 @@ from fedtune.simulation.sites import VirtualSites
 __all__ = ["generate_samples"]
 
 
-def generate_samples(sites: VirtualSites, adapter: Adapter) -> Iterator[Generated]:
+def generate_samples(sites: VirtualSites, adapter: Adapter, side_car: Adapter) -> Iterator[Generated]:
     """Answer ``evaluation.generations`` held-out prompts with the base and with the federated model.
 
     The prompts are the first held-out rows of the sites in turn, so they come from different sites as long
-    as there are enough of them. In a simulation all rows are this machine's own; a site sends no text.
+    as there are enough of them. Where sites keep factors of their own, each prompt is answered by its
+    site's. In a simulation all rows are this machine's own; a site sends no text.
 
     Args:
         sites: The sites, whose held-out rows are asked.
         adapter: The federated adapter.
+        side_car: What stands beside it; empty for nothing.
 
     Yields:
         One event a prompt.
@@ -33,16 +38,27 @@ def generate_samples(sites: VirtualSites, adapter: Adapter) -> Iterator[Generate
         return
     set_threads(sites.threads)
     model = sites.model()
+    base = initial_adapter(model.spec, config.seed)
+
+    def answers(weights: Adapter, beside: Adapter, prompts: Sequence[Example]) -> list[str]:
+        with placed(model, weights, beside):
+            return generate(model, prompts, data=config.data, max_new_tokens=config.evaluation.max_new_tokens)
+
     prompts = [example for _, example in chosen]
-    answers: list[list[str]] = []
-    for weights in (initial_adapter(model.spec, config.seed), adapter):
-        model.load_adapter(weights)
-        answers.append(
-            generate(model, prompts, data=config.data, max_new_tokens=config.evaluation.max_new_tokens)
-        )
-    for (site, example), before, after in zip(chosen, *answers, strict=True):
+    before = answers(base, {}, prompts)
+    if method(config.aggregation.method).kept:
+        folder = sites.site(0).state_dir
+        after = [
+            answers(OwnFactors(folder, site).personal(adapter, config.federation.rounds + 1), {}, [example])[
+                0
+            ]
+            for site, example in chosen
+        ]
+    else:
+        after = answers(adapter, side_car, prompts)
+    for (site, example), was, now in zip(chosen, before, after, strict=True):
         yield Generated(
-            site=site, prompt=_asked(example), reference=_expected(example), before=before, after=after
+            site=site, prompt=_asked(example), reference=_expected(example), before=was, after=now
         )
 
 

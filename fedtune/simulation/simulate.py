@@ -12,14 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedtune.aggregation.carrying import side_car_of
 from fedtune.config.compose import compose
+from fedtune.config.methods import method
 from fedtune.config.rules import require_simulated
 from fedtune.config.schema import Config
+from fedtune.errors import ConfigError, Problem
+from fedtune.export.adapter import save_global
 from fedtune.federation.client import build_client_app
 from fedtune.federation.optimizer_memory import OptimizerMemory
+from fedtune.federation.own_factors import OwnFactors, personal_folder
 from fedtune.federation.residual_memory import ResidualMemory
 from fedtune.federation.server import run_federation
 from fedtune.federation.session import RunSession
+from fedtune.models.adapted import adapter_spec
 from fedtune.observability.events import Event, StepProgress, effective_events, read_events
 from fedtune.observability.round_table import round_table
 from fedtune.observability.run_directory import RunDirectory, events_path
@@ -95,6 +101,7 @@ def simulate(overrides: Sequence[str] = (), *, observers: Sequence[Observer] = (
     if config.backend.name == "ray":
         require_ray()
     sites = load_sites(config)
+    _require_named_sites(config, sites)
     path = Path(config.runs_dir) / config.name
     run = RunDirectory.create(path, resume=config.resume)
     session = RunSession(config=config, run=run, started=started, observers=observers)
@@ -103,6 +110,7 @@ def simulate(overrides: Sequence[str] = (), *, observers: Sequence[Observer] = (
         simulation.enrol()
         simulation.federate()
         simulation.compare_and_sample()
+        simulation.export_personal()
     for memory in (OptimizerMemory, ResidualMemory):
         memory.forget(path / "sites")
     return Run(path=path, config=config)
@@ -149,8 +157,19 @@ class _Simulation:
         session = self.session
         for baseline in missing_baselines(self.sites, session.events()):
             session.run.events.append(run_baseline(self.sites, baseline))
-        for sample in generate_samples(self.sites, session.final_adapter()):
+        final = session.final()
+        for sample in generate_samples(self.sites, final.adapter, side_car_of(final.carried)):
             session.run.events.append(sample)
+
+    def export_personal(self) -> None:
+        """Write each site's own model, where sites keep factors for themselves."""
+        if not method(self._config.aggregation.method).kept:
+            return
+        final, path = self.session.final(), self.session.run.path
+        spec = adapter_spec(self._config.model, self._config.peft)
+        for site in (self.sites.site(index) for index in range(len(self.sites))):
+            own = OwnFactors(site.state_dir, site.name).personal(final.adapter, final.round + 1)
+            save_global(own, {}, spec, self._config, personal_folder(path, site.name))
 
     def _report_step(self, site: str, round_number: int, step: StepReport) -> None:
         self.session.run.events.emit(
@@ -163,3 +182,23 @@ class _Simulation:
                 tokens_per_second=step.tokens_per_second,
             )
         )
+
+
+def _require_named_sites(config: Config, sites: VirtualSites) -> None:
+    """Refuse names of sites that the split does not have: a slip would be passed over in silence."""
+    named = {
+        "aggregation.site_ranks": set(config.aggregation.site_ranks),
+        "attack.sites": set(config.attack.sites),
+    }
+    problems = [
+        Problem(
+            code="FT105",
+            what=f"{key} names {', '.join(sorted(unknown))}, and there is no such site",
+            where=key,
+            fix=f"name some of {', '.join(sites.partition.names)}",
+        )
+        for key, names in named.items()
+        if (unknown := names - set(sites.partition.names))
+    ]
+    if problems:
+        raise ConfigError(problems)

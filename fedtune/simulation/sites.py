@@ -22,6 +22,7 @@ from fedtune.federation.site import Site
 from fedtune.models.adapted import AdaptedModel, load_tokenizer, shared_adapted_model
 from fedtune.models.hardware import physical_cores
 from fedtune.observability.events import Split
+from fedtune.simulation.attacks import attack_of
 from fedtune.simulation.enrolment import new_member, secure_site
 from fedtune.simulation.ray_memory import RemoteMember
 from fedtune.training.train import StepReport
@@ -67,6 +68,7 @@ class VirtualSites:
             model=self.model,
             threads=self.threads,
             secure=self._secure_site(index) if self.config.secagg.enabled else None,
+            lie=attack_of(self.config.attack, self.partition.names[index], self.config.seed),
             on_step=self.on_step,
         )
 

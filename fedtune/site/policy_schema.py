@@ -105,7 +105,7 @@ class Hours:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PeftLimits:
-    methods: tuple[Literal["lora"], ...]
+    methods: tuple[Literal["lora", "core"], ...]
     """Methods of fine-tuning."""
 
     max_rank: Count

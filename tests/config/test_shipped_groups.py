@@ -14,6 +14,7 @@ from fedtune.errors import ConfigError
 NEEDED = {
     "data=files": ["data.files=[rows.jsonl]", "partition=iid"],
     "partition=natural": ["partition.column=site"],
+    "defence=bulyan": ["partition=iid", "partition.clients=7"],
 }
 
 SHIPPED = sorted(f"{path.parent.name}={path.stem}" for path in config_dir().glob("*/*.yaml"))

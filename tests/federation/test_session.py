@@ -118,7 +118,7 @@ def test_completed_is_not_said_of_a_run_whose_adapter_could_not_be_written(
     def full(*_: object) -> None:
         raise RunError(Problem(code="FT705", what="no space left", where="adapter", fix="free some"))
 
-    monkeypatch.setattr("fedtune.federation.session.save_adapter", full)
+    monkeypatch.setattr("fedtune.federation.session.save_global", full)
     held = session(tmp_path, settings)
     with pytest.raises(RunError, match="FT705"), held:
         do_the_round(held)
