@@ -7,16 +7,20 @@ import json
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final, get_args
 
 import numpy as np
 
 import fedtune
 from fedtune.aggregation.registry import aggregator
+from fedtune.config.derived import update_bytes
+from fedtune.config.methods import method
 from fedtune.config.schema import Config
 from fedtune.federation.dialogue import MESSAGE_TYPES
 from fedtune.federation.requests import train_request
 from fedtune.federation.secure import round_encoding
+from fedtune.federation.uplink import uplink_spec
 from fedtune.federation.wire import (
     PROTOCOL,
     RECORD,
@@ -155,8 +159,10 @@ def _messages(
     yield teller.reply("preflight", PreflightReply, asked, parts={"checks": SiteCheck}, in_round=False)
     yield teller.reply("hello", HelloReply, "once, before the first round", in_round=False)
     if encoding is None:
-        update = _plain_tensors(spec, factors)
-        yield teller.reply("train", TrainReply, "when training is done: the update", tensors=update)
+        sketches = method(teller.config.aggregation.method).sketches
+        what = "two sketches of the trained product for each layer" if sketches else "the update"
+        update = _plain_tensors(teller.config, uplink_spec(teller.config, spec, teller.site), factors)
+        yield teller.reply("train", TrainReply, f"when training is done: {what}", tensors=update)
     else:
         yield teller.reply("train", TrainReply, "when training is done; the update stays here")
         for frame in frames:
@@ -260,12 +266,18 @@ class _Teller:
         return choices[0] if isinstance(choices[0], str) else _SAMPLES[choices[0]]
 
 
-def _plain_tensors(spec: AdapterSpec, factors: tuple[Factor, ...]) -> tuple[TensorGroup, ...]:
+def _plain_tensors(config: Config, spec: AdapterSpec, factors: tuple[Factor, ...]) -> tuple[TensorGroup, ...]:
     shapes = {name: spec.shapes[name] for name in spec.names(factors)}
-    sizes = {
-        name: wire_bytes(to_arrays({name: np.zeros(shape, dtype=spec.dtype)}))
-        for name, shape in shapes.items()
-    }
+    itemsize = np.dtype(spec.dtype).itemsize
+    if config.updates.quantization == "none":
+        sizes = {
+            name: wire_bytes(to_arrays({name: np.zeros(shape, dtype=spec.dtype)}))
+            for name, shape in shapes.items()
+        }
+    else:
+        sizes = {
+            name: update_bytes(config, [prod(shape)], itemsize=itemsize) for name, shape in shapes.items()
+        }
     return grouped(shapes, sizes, dtype=spec.dtype, masked=False)
 
 

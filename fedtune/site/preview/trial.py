@@ -22,6 +22,7 @@ from fedtune.errors import FederationError, Problem
 from fedtune.federation.client import build_client_app
 from fedtune.federation.dialogue import MESSAGE_TYPES, Stage, flower_failure
 from fedtune.federation.requests import train_request
+from fedtune.federation.uplink import uplink_spec
 from fedtune.federation.wire import (
     EvaluateReply,
     EvaluateRequest,
@@ -38,7 +39,8 @@ from fedtune.simulation.grid import InProcessGrid
 from fedtune.site.deployed import DeployedSite
 from fedtune.site.folder import SiteFolder
 from fedtune.site.preview.outgoing import Preview
-from fedtune.updates.codec import from_arrays, to_arrays
+from fedtune.updates.codec import to_arrays
+from fedtune.updates.decode import decode
 
 __all__ = ["Trial", "try_one_step", "with_trial"]
 
@@ -99,10 +101,16 @@ def _answered(grid: InProcessGrid, spec: AdapterSpec, config: Config, round_numb
     hello, _ = _ask(grid, "hello", content(HelloRequest()), HelloReply)
     trained, update = _ask(grid, "train", content(request, start), TrainReply)
     evaluated, _ = _ask(grid, "evaluate", content(EvaluateRequest(round=0), start), EvaluateReply)
-    delta = from_arrays(arrays_of(update), spec, request.factors, where="this site's own reply")
+    tensors = decode(
+        arrays_of(update),
+        uplink_spec(config, spec, trained.site),
+        request.factors,
+        config.updates,
+        where="this site's own reply",
+    ).tensors
     return Trial(
         replies=(hello, trained, evaluated),
-        norms={name: float(np.linalg.norm(tensor.astype(np.float64))) for name, tensor in delta.items()},
+        norms={name: float(np.linalg.norm(tensor.astype(np.float64))) for name, tensor in tensors.items()},
     )
 
 

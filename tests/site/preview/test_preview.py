@@ -25,7 +25,10 @@ from fedtune.site.preview.frames import frames
 from fedtune.site.preview.meanings import MEANINGS, UNKNOWN
 from fedtune.site.preview.outgoing import Preview, as_json, preview
 from fedtune.site.preview.trial import Trial, try_one_step, with_trial
+from fedtune.training.delta import Delta
 from fedtune.updates.codec import to_arrays, wire_bytes
+from fedtune.updates.encode import encode
+from fedtune.updates.protect import protect
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 CANARY = "Xylophone"
@@ -200,6 +203,37 @@ def test_the_bytes_of_a_plain_update_are_those_of_the_real_one(plain: Config, po
     delta = {name: np.ones(shapes[name], dtype=np.float32) for name in sorted(names)}
     assert sum(group.bytes for group in message.tensors) == wire_bytes(to_arrays(delta))
     assert 0 < message.bytes - wire_bytes(to_arrays(delta)) < 400
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["aggregation=core"],
+        ["aggregation=sketch", "aggregation.sketch_width=8"],
+        ["aggregation=ffa", "aggregation.site_ranks={ear: 2}"],
+        ["aggregation=svd", "aggregation.site_ranks={ear: 2}"],
+        ["aggregation=svd", "updates=int8", "updates.error_feedback=false"],
+        ["aggregation=alternating", "updates=int4"],
+        ["aggregation=ffa", "aggregation.site_ranks={ear: 2}", "updates=int4"],
+    ],
+    ids=" ".join,
+)
+def test_the_update_that_is_shown_is_the_one_that_is_sent(
+    tiny_model_dir: Path, policy: SitePolicy, overrides: list[str]
+) -> None:
+    config = federation_config(tiny_model_dir, *overrides)
+    message = shown(config, policy).messages[1]
+    trial = try_one_step(local(config, policy), site="ear")
+    assert {name for group in message.tensors for name in group.names} == set(trial.norms)
+    assert ("sketches" in message.when) == ("aggregation=sketch" in overrides)
+    delta = Delta(
+        tensors={
+            name: np.ones(group.shape, dtype=np.float32) for group in message.tensors for name in group.names
+        }
+    )
+    real = wire_bytes(to_arrays(encode(protect(delta), config.updates)[0]))
+    headers = 0 if config.updates.quantization == "none" else 2 * 128 + len("codes" + "scales")
+    assert sum(group.bytes for group in message.tensors) + headers == real
 
 
 @pytest.mark.parametrize("members", [3, 5, 9])
