@@ -26,6 +26,10 @@ EXAMPLES = {
     "doctor": ("is this machine ready? every problem with its fix", "fedtune doctor"),
     "data": ("check a dataset and show what the model will see", "fedtune data check rows.jsonl"),
     "estimate": ("memory and traffic, before anything is loaded", "fedtune estimate peft.rank=32"),
+    "explain": (
+        "what an aggregation needs and costs, and whether your settings allow it",
+        "fedtune explain aggregation=svd secagg=on",
+    ),
     "evaluate": ("held-out loss of a run's adapter at every site", "fedtune evaluate runs/demo"),
     "chat": ("talk to the model that a run made", "fedtune chat runs/demo"),
     "export": ("copy a run's adapter, or merge it into the base", "fedtune export runs/demo --merged out"),
@@ -102,6 +106,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_json(estimate)
     overrides(estimate)
 
+    explain = _add(commands, "explain")
+    add_json(explain)
+    overrides(explain)
+
     evaluate = _add(commands, "evaluate")
     _run_argument(evaluate)
     add_json(evaluate)
@@ -173,6 +181,12 @@ def _bench(commands: Commands) -> None:
     secagg = commands.add_parser("secagg", help="secure aggregation beside Flower's SecAgg+")
     secagg.add_argument("--scale", action="store_true", help="also 1,000 clients: some minutes more")
     add_json(secagg)
+
+    aggregation = commands.add_parser("aggregation", help="decompositions, exactness, memory and traffic")
+    aggregation.add_argument(
+        "--size", type=count, default=4096, metavar="N", help="of the decomposed matrix (4096: some minutes)"
+    )
+    add_json(aggregation)
 
 
 def _add(commands: Commands, name: str) -> argparse.ArgumentParser:

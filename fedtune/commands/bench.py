@@ -100,10 +100,18 @@ def _deployment(_: argparse.Namespace) -> dict[str, Value]:
     return bench_deployment()
 
 
+def _aggregation(arguments: argparse.Namespace) -> dict[str, Value]:
+    """Aggregation, in this process."""
+    from fedtune.aggregation.bench import bench_aggregation  # noqa: PLC0415
+
+    return dict(bench_aggregation(size=arguments.size, on_part=_part))
+
+
 _BENCHES: dict[str, Callable[[argparse.Namespace], dict[str, Value]]] = {
     "startup": _startup,
     "secagg": _secagg,
     "deployment": _deployment,
+    "aggregation": _aggregation,
 }
 
 

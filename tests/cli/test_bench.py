@@ -101,3 +101,14 @@ def test_a_flower_without_its_secagg_is_named_and_no_crash(
     (problem,) = json.loads(capsys.readouterr().out)["error"]["problems"]
     assert problem["code"] == "FT804"
     assert "flwr.common.secure_aggregation" in problem["what"]
+
+
+def test_aggregation_is_measured(capsys: Captured) -> None:
+    assert cli.main(["bench", "aggregation", "--size", "384", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    figures = result["figures"]
+    assert result["bench"] == "aggregation"
+    assert figures["svd_error_difference"] <= 1e-6
+    assert figures["exact_error_max"] <= 1e-6
+    assert figures["memory_ratio_200_over_10"] <= 1.05
+    assert figures["uplink_ratio"] == 0.5

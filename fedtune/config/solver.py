@@ -1,0 +1,153 @@
+"""Whether what a configuration asks for goes together: what its method needs beside what the settings give.
+
+The rules (`fedtune.config.rules`) refuse; this says why in the method's own terms, and what would do
+instead. Both read `fedtune.config.methods`, and nothing is ever replaced by something else on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fedtune.config.compose import judged
+from fedtune.config.methods import METHODS, method
+from fedtune.config.schema import Config
+from fedtune.errors import ConfigError, Problem
+
+__all__ = ["Alternative", "Requirement", "alternatives", "requirements"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """One thing that a method needs, and what there is.
+
+    Attributes:
+        about: What it is about, in a word or two.
+        needs: What the method needs.
+        has: What the settings give.
+        met: Whether that is enough.
+    """
+
+    about: str
+    needs: str
+    has: str
+    met: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """A built-in method with the other settings as they are.
+
+    Attributes:
+        method: Its name.
+        config: The configuration with it; None where it cannot even be composed.
+        problems: Why it is impossible; empty where it is possible.
+    """
+
+    method: str
+    config: Config | None
+    problems: tuple[Problem, ...]
+
+
+def requirements(config: Config) -> tuple[Requirement, ...]:
+    """Return what the method, the defence and the optimizer need, beside what they get."""
+    known, chosen = method(config.aggregation.method), config.aggregation.method
+    secure = config.secagg.enabled
+    found = [
+        Requirement(
+            about="updates",
+            needs="their sum" if known.summable else known.needs,
+            has="their sum, under masks" if secure else "each update, in clear",
+            met=known.summable or not secure,
+        ),
+        Requirement(
+            about="ranks",
+            needs="one rank at all sites"
+            if known.other_rows is None
+            else f"any ranks; other rows are {known.other_rows}",
+            has=_ranks(config),
+            met=not config.aggregation.site_ranks
+            or (known.other_rows is not None and (known.other_rows == "kept" or not secure)),
+        ),
+        Requirement(
+            about="adapter",
+            needs=f"peft.method={known.peft_method}",
+            has=f"peft.method={config.peft.method}",
+            met=chosen not in METHODS or config.peft.method == known.peft_method,
+        ),
+        Requirement(
+            about="base weights",
+            needs="nothing: what does not fit the adapter stands beside it"
+            if known.has_side_car
+            else "nothing",
+            has=config.model.quantization,
+            met=True,
+        ),
+    ]
+    if config.updates.quantization != "none":
+        feeds_back = config.updates.error_feedback
+        found.append(
+            Requirement(
+                about="few bits",
+                needs="a delta of A or B" + (" in the same coordinates every round" if feeds_back else ""),
+                has=f"{known.travels}{', under masks' if secure else ''}",
+                met=known.why_not_quantized is None
+                and not (feeds_back and known.resets_moments)
+                and not secure,
+            )
+        )
+    if config.backend.name == "deployment":
+        found.append(
+            Requirement(
+                about="sites",
+                needs="nothing but fedtune" if known.why_not_deployed is None else "a simulation",
+                has=f"a deployment{': ' + known.why_not_deployed if known.why_not_deployed else ''}",
+                met=known.why_not_deployed is None,
+            )
+        )
+    if config.defence.name != "none":
+        found.append(
+            Requirement(
+                about="defence",
+                needs=f"{config.defence.name}: each update, of a method that averages deltas",
+                has=f"{'their sum' if secure else 'each update'}, {chosen}",
+                met=known.summable and not secure and not config.aggregation.site_ranks,
+            )
+        )
+    if config.server_optimizer.name != "none":
+        found.append(
+            Requirement(
+                about="server optimizer",
+                needs=f"{config.server_optimizer.name}: a mean delta, and sites that follow its steps",
+                has=f"{chosen}; sites {'refuse steps longer than a mean' if secure else 'follow'}",
+                met=known.summable and not secure,
+            )
+        )
+    return tuple(found)
+
+
+def alternatives(overrides: Sequence[str]) -> tuple[Alternative, ...]:
+    """Return every built-in method under the same overrides but for ``aggregation``, possible ones first.
+
+    Args:
+        overrides: That compose; what they say of ``aggregation.method`` and ``peft.method`` is left out.
+    """
+    others = [
+        text
+        for text in overrides
+        if text.partition("=")[0].lstrip("+") not in {"aggregation", "aggregation.method", "peft.method"}
+    ]
+    found = []
+    for name in METHODS:
+        try:
+            config, problems = judged([f"aggregation={name}", *others])
+        except ConfigError as error:
+            found.append(Alternative(method=name, config=None, problems=error.problems))
+            continue
+        found.append(Alternative(method=name, config=replace(config, name="explained"), problems=problems))
+    return tuple(sorted(found, key=lambda each: bool(each.problems)))
+
+
+def _ranks(config: Config) -> str:
+    ranks = sorted({config.peft.rank, *config.aggregation.site_ranks.values()})
+    return f"rank {ranks[0]} everywhere" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"

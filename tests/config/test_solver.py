@@ -1,0 +1,120 @@
+"""The solver and the rules say the same, for every method and every setting that they look at."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from fedtune.config.compose import judged
+from fedtune.config.methods import METHODS
+from fedtune.config.rules import BUILT_IN
+from fedtune.config.solver import alternatives, requirements
+
+SETTINGS = (
+    ["secagg=off"],
+    ["secagg=on"],
+    ["aggregation.site_ranks={cardiology: 4}"],
+    ["secagg=on", "aggregation.site_ranks={cardiology: 4}"],
+    ["defence=median"],
+    ["defence=median", "secagg=on"],
+    ["server_optimizer=fedadam"],
+    ["server_optimizer=fedadam", "secagg=on"],
+    ["defence=median", "aggregation.site_ranks={cardiology: 4}"],
+    ["updates=int8"],
+    ["updates=int8", "updates.error_feedback=false"],
+    ["updates=int4", "secagg=on"],
+    ["backend=deployment", "secagg=off"],
+    ["backend=deployment", "secagg=on"],
+)
+
+
+NO_FEEDBACK = ("updates=int8", "updates.error_feedback=false")
+
+
+@pytest.mark.parametrize(("method", "settings"), list(itertools.product(METHODS, SETTINGS)), ids=str)
+def test_a_combination_is_possible_where_every_requirement_is_met(method: str, settings: list[str]) -> None:
+    config, problems = judged([f"aggregation={method}", *settings])
+    unmet = [each.about for each in requirements(config) if not each.met]
+    assert bool(unmet) == bool(problems), (unmet, problems)
+    assert all(problem.code == "FT105" and problem.fix for problem in problems)
+
+
+@pytest.mark.parametrize("peft", ["lora", "core"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_takes_its_own_kind_of_adapter_alone(method: str, peft: str) -> None:
+    config, problems = judged([f"aggregation={method}", f"peft.method={peft}"])
+    met = {each.about: each.met for each in requirements(config)}["adapter"]
+    assert met == (METHODS[method].peft_method == peft) == (not problems)
+
+
+def test_the_nearest_that_can_work_is_possible() -> None:
+    _, problems = judged(["aggregation=svd", "secagg=on"])
+    (problem,) = problems
+    named = problem.fix.removeprefix("choose one of ").removesuffix(", or secagg=off").split(", ")
+    assert named == [name for name, known in METHODS.items() if known.summable]
+    for name in named:
+        assert judged([f"aggregation={name}", "secagg=on"])[1] == ()
+
+
+def test_alternatives_are_all_methods_possible_ones_first() -> None:
+    found = alternatives(["secagg=on", "aggregation=svd", "peft.method=lora", "federation.rounds=3"])
+    assert sorted(each.method for each in found) == sorted(METHODS)
+    possible = [each.method for each in found if not each.problems]
+    assert [each.method for each in found][: len(possible)] == possible
+    assert set(possible) == {name for name, known in METHODS.items() if known.summable}
+    assert all(each.config.federation.rounds == 3 for each in found if each.config)
+
+
+def test_an_override_that_fits_no_method_is_told_for_each() -> None:
+    found = alternatives(["aggregation.side_car_rank=0"])
+    assert {each.problems[0].code for each in found} == {"FT103"}
+    assert {each.config for each in found} == {None}
+
+
+def test_the_table_is_complete() -> None:
+    assert BUILT_IN["aggregation.method"][1] == tuple(METHODS)
+    for known in METHODS.values():
+        assert known.source
+        assert known.travels
+        assert known.needs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["aggregation=sketch", "aggregation.sketch_width=4"], "a sketch must be at least as wide"),
+        (["aggregation=sketch", "aggregation.error_meter=true"], "the server receives sketches"),
+        (["aggregation=fedsa", "aggregation.error_meter=true"], "each site has its own"),
+        (["aggregation=ffa", "aggregation.site_ranks={a: 99}"], "has 16"),
+        (["defence=krum", "defence.byzantine=2"], "needs 7 in a round, which has 6"),
+        (["attack=zero", "attack.sites=[a]", "secagg=on"], "takes none in clear"),
+        (["attack=zero", "attack.sites=[a]", "updates=int8"], "holds integers and scales"),
+        (["attack=zero", "attack.sites=[a]", "backend=deployment"], "sites of a deployment do not"),
+        (["aggregation=core", "updates=int8"], "a rank x rank matrix, which is small as it is"),
+        (["aggregation=sketch", "updates=int4"], "a site sends sketches"),
+        (["aggregation=svd", "updates=int8"], "into other coordinates every round"),
+        (["aggregation=fedsa", "backend=deployment"], "cannot write out the model that is its own"),
+        (["aggregation=flora", "backend=deployment"], "does not count a side-car"),
+    ],
+)
+def test_other_combinations_that_cannot_be_are_refused_with_a_fix_that_can(
+    overrides: list[str], said: str
+) -> None:
+    _, problems = judged(overrides)
+    assert any(said in problem.what for problem in problems)
+
+
+def test_a_defence_that_cannot_be_is_answered_with_the_most_that_it_bears() -> None:
+    _, (problem,) = judged(["defence=krum", "defence.byzantine=2"])
+    assert problem.fix == "set defence.byzantine=1, or defence=median"
+    assert judged(["defence=krum", "defence.byzantine=1"])[1] == ()
+
+
+def test_the_table_says_which_methods_may_travel_in_few_bits_and_be_deployed() -> None:
+    few_bits = {name for name in METHODS if not judged([f"aggregation={name}", *NO_FEEDBACK])[1]}
+    assert few_bits == {name for name, known in METHODS.items() if known.why_not_quantized is None}
+    assert set(METHODS) - few_bits == {"core", "sketch"}
+    deployed = {name for name in METHODS if not judged([f"aggregation={name}", "backend=deployment"])[1]}
+    assert deployed == {name for name, known in METHODS.items() if known.why_not_deployed is None}
+    assert set(METHODS) - deployed == {"fedsa", "fedex", "flora"}
