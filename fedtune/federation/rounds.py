@@ -15,42 +15,25 @@ from flwr.serverapp import Grid
 
 from fedtune.aggregation.base import Aggregator
 from fedtune.aggregation.carrying import Carried
-from fedtune.aggregation.weighting import client_weight
 from fedtune.config.schema import Config
-from fedtune.errors import FederationError, Problem, SecureAggregationError, UpdateError
+from fedtune.errors import FederationError, SecureAggregationError
 from fedtune.federation.checkpoint import Checkpoint, save_checkpoint
 from fedtune.federation.dialogue import Dialogue
 from fedtune.federation.downlink import downlink
+from fedtune.federation.held_out import loss_at_sites
 from fedtune.federation.membership import Membership
 from fedtune.federation.plain_sum import PlainSum
+from fedtune.federation.replies import require_own, trained, weight_of
 from fedtune.federation.requests import train_request
+from fedtune.federation.roll_call import base_of_earlier_rounds, roll_call
 from fedtune.federation.round_sum import RoundSum
 from fedtune.federation.sampling import sample_clients
 from fedtune.federation.secure import policy_of
 from fedtune.federation.secure_round import OpenedSum, SecureCoordinator
 from fedtune.federation.uplink import read_uplink, uplink_spec
-from fedtune.federation.wire import (
-    EvaluateReply,
-    EvaluateRequest,
-    TrainReply,
-    TrainRequest,
-    arrays_of,
-)
+from fedtune.federation.wire import TrainReply, TrainRequest, arrays_of
 from fedtune.models.adapter import Adapter, AdapterSpec
-from fedtune.observability.events import (
-    ClientEvaluated,
-    ClientTrained,
-    ModelLoaded,
-    QuorumMissed,
-    RoundFinished,
-    RoundStarted,
-    SecurePromise,
-    Sites,
-    SiteSize,
-    Split,
-    effective_events,
-    read_events,
-)
+from fedtune.observability.events import QuorumMissed, RoundFinished, RoundStarted, SecurePromise, Split
 from fedtune.observability.run_directory import RunDirectory
 from fedtune.secagg.promise import promise
 from fedtune.training.delta import Delta
@@ -110,7 +93,7 @@ class Federation:
         """
         rounds, every = self.config.federation.rounds, self.config.evaluation.every_rounds
         if start.round > 0:
-            self._members.base_hash = self._base_of_earlier_rounds()
+            self._members.base_hash = base_of_earlier_rounds(self.run.events.path)
         self._greet()
         adapter, self._carried = start.adapter, start.carried
         if start.round == 0:
@@ -124,11 +107,6 @@ class Federation:
                 self.secure.finish(round_number)
         return adapter
 
-    def _base_of_earlier_rounds(self) -> str | None:
-        events = effective_events(read_events(self.run.events.path))
-        loaded = [event.hash for event in events if isinstance(event, ModelLoaded)]
-        return loaded[-1] if loaded else None
-
     def _greet(self) -> None:
         """Learn who is there, refuse to mix base models, and leave out who has nothing to train on."""
         members, sites = self._members, self._sites
@@ -141,33 +119,12 @@ class Federation:
             self.run.events.append(SecurePromise(lines=lines))
 
     def _record_sites(self) -> None:
-        hellos = [self._members.hellos[name] for name in sorted(self._members.hellos)]
-        if not hellos:
+        if not self._members.hellos:
             return
-        first = hellos[0]
-        self._base_hash = first.base_hash
-        self.run.events.append(
-            ModelLoaded(
-                seconds=max(hello.load_seconds for hello in hellos),
-                name=first.base_name,
-                hash=first.base_hash,
-                parameters=first.parameters,
-                adapter_parameters=first.adapter_parameters,
-                quantization=first.quantization,
-                compute_dtype=first.compute_dtype,
-            )
-        )
-        sizes = tuple(
-            SiteSize(
-                name=hello.site,
-                train_examples=hello.train_examples,
-                held_out_examples=hello.held_out_examples,
-                version=hello.version,
-            )
-            for hello in hellos
-        )
-        skipped = max(hello.skipped_rows or 0 for hello in hellos)
-        self.run.events.append(Sites(sites=sizes, skipped_rows=skipped, split=self.split))
+        loaded, sites = roll_call(self._members.hellos, self.split)
+        self._base_hash = loaded.hash
+        self.run.events.append(loaded)
+        self.run.events.append(sites)
 
     def _train(self, round_number: int, adapter: Adapter) -> Adapter:
         """Ask a cohort for one round of local training and aggregate what comes back.
@@ -233,8 +190,8 @@ class Federation:
     ) -> OpenedSum | None:
         """Return the sum of the cohort's updates; None where the round is burnt."""
 
-        def trained(name: str, reply: TrainReply, up: int, down: int) -> None:
-            _require_own(name, reply, request.round)
+        def record(name: str, reply: TrainReply, up: int, down: int) -> None:
+            require_own(name, reply, request.round)
             self._trained(name, reply, weight=secure.weight(name), up=up, down=down, norm=None)
 
         return secure.open_sum(
@@ -245,7 +202,7 @@ class Federation:
             cohort=cohort,
             quorum=self._quorum(cohort),
             base_hash=self._base_hash,
-            trained=trained,
+            trained=record,
         )
 
     def _ask_for_updates(
@@ -276,10 +233,10 @@ class Federation:
         plain.expect(cohort)
 
         def accept(name: str, reply: TrainReply, message: Message) -> None:
-            _require_own(name, reply, request.round)
+            require_own(name, reply, request.round)
             where = f"round {request.round}, client {name}"
             record = arrays_of(message)
-            weight = self._weight(reply)
+            weight = weight_of(self.config, reply)
             expected = uplink_spec(self.config, self.spec, name)
             delta = decode(record, expected, request.factors, self.config.updates, where=where)
             gone = {failure.client for failure in self._sites.failures[earlier:]} if last else ()
@@ -297,22 +254,7 @@ class Federation:
         self, name: str, reply: TrainReply, *, weight: float, up: int, down: int, norm: float | None
     ) -> None:
         self.run.events.append(
-            ClientTrained(
-                round=reply.round,
-                client=name,
-                weight=weight,
-                examples=reply.examples,
-                tokens=reply.tokens,
-                steps=reply.steps,
-                loss_before=reply.loss_before,
-                loss_after=reply.loss_after,
-                started=reply.started,
-                finished=reply.finished,
-                peak_memory_mib=reply.peak_memory_mib,
-                uplink_bytes=up,
-                downlink_bytes=down,
-                delta_norm=norm,
-            )
+            trained(name, reply, round_number=reply.round, weight=weight, up=up, down=down, norm=norm)
         )
 
     def _begin_sum(self, adapter: Adapter) -> RoundSum:
@@ -326,68 +268,6 @@ class Federation:
         self.run.events.append(done.event)
         return done.adapter
 
-    def _weight(self, reply: TrainReply) -> float:
-        weighting = self.config.aggregation.weighting
-        needed = {"examples": reply.examples, "tokens": reply.response_tokens}.get(weighting, 0)
-        if needed is None:
-            raise UpdateError(
-                Problem(
-                    code="FT522",
-                    what=f"{reply.site} does not say how many {weighting} it trained on",
-                    where=f"round {reply.round}, aggregation.weighting={weighting}",
-                    fix=f"let the site name {weighting} in federation.metrics, or weigh by uniform",
-                )
-            )
-        return client_weight(
-            weighting, examples=reply.examples or 0, response_tokens=reply.response_tokens or 0
-        )
-
     def _finish_round(self, round_number: int, adapter: Adapter, *, evaluate: bool) -> None:
-        loss = self._evaluate(round_number, adapter) if evaluate else None
+        loss = loss_at_sites(self._sites, round_number, adapter, self._carried) if evaluate else None
         self.run.events.append(RoundFinished(round=round_number, held_out_loss=loss))
-
-    def _evaluate(self, round_number: int, adapter: Adapter) -> float | None:
-        """Held-out loss of an adapter, an unweighted mean over the sites that hold something out."""
-
-        def accept(name: str, reply: EvaluateReply, _: Message) -> None:
-            _require_own(name, reply, round_number)
-            if reply.loss is None:
-                return
-            self.run.events.append(
-                ClientEvaluated(
-                    round=round_number,
-                    client=name,
-                    loss=reply.loss,
-                    tokens=reply.tokens,
-                    examples=reply.examples,
-                    started=reply.started,
-                    finished=reply.finished,
-                )
-            )
-
-        replies = self._sites.ask(
-            "evaluate",
-            round_number,
-            EvaluateRequest(round=round_number),
-            to=sorted(self._sites.nodes),
-            expect=EvaluateReply,
-            arrays=downlink(adapter, self._carried),
-            accept=accept,
-        )
-        # In the order of the names: a float sum depends on its order.
-        losses = [replies[name].loss for name in sorted(replies)]
-        known = [loss for loss in losses if loss is not None]
-        return sum(known) / len(known) if known else None
-
-
-def _require_own(name: str, reply: TrainReply | EvaluateReply, round_number: int) -> None:
-    """Refuse a reply that speaks for another site or another round."""
-    if (reply.site, reply.round) != (name, round_number):
-        raise UpdateError(
-            Problem(
-                code="FT521",
-                what=f"a reply of {reply.site} for round {reply.round} came from {name}",
-                where=f"round {round_number}",
-                fix="restart that site's client",
-            )
-        )
