@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedtune.config.compose import compose
 from fedtune.config.schema import ModelConfig
+from fedtune.config.typed_yaml import quoted
 from fedtune.errors import DataError, Problem
 from fedtune.keys.names import name_flaws
 from fedtune.keys.node import make_node, request_path
@@ -114,10 +115,10 @@ def _policy(
 ) -> str:
     """Return the commented example with what is known of this site."""
     lines, result, skipping = example_path().read_text(encoding="utf-8").splitlines(), [], False
-    listed = "".join(f"\n    - {settings.quoted(file)}" for file in files)
+    listed = "".join(f"\n    - {quoted(file)}" for file in files)
     replaced = {
         "timezone:": f"timezone: {timezone}",
-        "  consortium:": f"  {settings.quoted(federation)}: {coordinator}",
+        "  consortium:": f"  {quoted(federation)}: {coordinator}",
         "base_models:": f"base_models:\n  - {base_model}",
         "  files:": f"  files:{listed}",
         "  columns:": "  columns: null",
