@@ -15,7 +15,7 @@ from fedtune.keys.node import make_node, request_path
 from fedtune.keys.problems import Gathered
 from fedtune.keys.request import Request
 from fedtune.keys.storage import PRIVATE, existing, write_new
-from fedtune.models.base import base_hash
+from fedtune.models.base_hash import base_hash
 from fedtune.secagg.identity import Identity
 from fedtune.site import settings
 from fedtune.site.folder import SiteFolder

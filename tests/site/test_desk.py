@@ -29,7 +29,7 @@ from fedtune.config.wire import config_to_json
 from fedtune.errors import FedtuneError, MachineError
 from fedtune.federation.optimizer_memory import OptimizerMemory
 from fedtune.federation.wire import ARRAYS, RECORD, EvaluateReply, HelloReply, TrainReply
-from fedtune.models.base import base_hash
+from fedtune.models.base_hash import base_hash
 from fedtune.observability.json_log import log_to
 from fedtune.site import admission as admission_module
 from fedtune.site.approvals import write_standing
