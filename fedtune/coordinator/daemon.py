@@ -217,7 +217,8 @@ class Server:
         return said
 
     def _submitted(self, run: WantedRun) -> Submission:
-        if self._notifier is not None:
+        self._notices = None
+        if self._notifier is not None and run.preflight is None:
             self._notices = RunNotices(
                 self.folder.runs / run.name / "rounds.jsonl",
                 federation=self.settings.federation,

@@ -257,7 +257,10 @@ def _evaluate(message: Message, site: Site) -> Message:
     started = time.time()
     if site.held_out:
         result = held_out_loss(
-            model, site.held_out, microbatch_tokens=site.config.evaluation.microbatch_tokens
+            model,
+            site.held_out,
+            microbatch_tokens=site.config.evaluation.microbatch_tokens,
+            on_microbatch=site.on_microbatch,
         )
         loss, tokens, examples = result.loss, result.tokens, result.examples
     else:

@@ -40,6 +40,7 @@ class Site:
         secure: What it has for secure aggregation; None where it takes no part.
         base_name: What the federation calls its base model, where that is not how this machine finds it.
         on_step: Told of the site, the round and of each optimizer step, for a progress display.
+        on_microbatch: Called before each forward pass of an evaluation; what it raises ends it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Site:
     secure: SecureSite | None = None
     base_name: str | None = None
     on_step: Callable[[str, int, StepReport], None] | None = None
+    on_microbatch: Callable[[], object] | None = None
 
     def told(self, metric: Metric, value: T) -> T | None:
         """Return a number if it may leave this site, else None."""
