@@ -387,7 +387,7 @@ def test_an_evaluation_ends_before_the_next_rows_after_the_operators_word(site: 
         before()
 
     site.desk._site.on_microbatch = on_microbatch
-    reply = site.ask("evaluate", site.config("evaluation.microbatch_tokens=64", "data.held_out_fraction=0.5"))
+    reply = site.ask("evaluate", site.config("evaluation.microbatch_tokens=96", "data.held_out_fraction=0.5"))
     assert body_of(reply)["code"] == "FT641"
     assert seen == 2
     snapshot = site.state.snapshot()
