@@ -129,3 +129,26 @@ def test_packages_themselves_are_light() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.split() == []
+
+
+WITHOUT_A_MODEL = (
+    "fedtune.commands.client_audit",
+    "fedtune.commands.client_operator",
+    "fedtune.commands.client_setup",
+    "fedtune.commands.client_status",
+    "fedtune.commands.server_run",
+    "fedtune.commands.server_setup",
+    "fedtune.coordinator.daemon",
+)
+
+
+def test_who_trains_nothing_loads_nothing_that_trains() -> None:
+    """The server's process and the operators' commands: seconds and hundreds of MiB at each start."""
+    script = (
+        f"import importlib, sys\nfor name in {WITHOUT_A_MODEL!r}: importlib.import_module(name)\n"
+        "print(*[name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == []

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import getpass
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from fedtune.commands.passphrases import new_passphrase, passphrase
 from fedtune.commands.reporting import print_json, say
-from fedtune.errors import ConfigError, Problem
 from fedtune.keys.authority import (
     AUTHORITY_CERTIFICATE,
     AUTHORITY_DAYS,
@@ -18,12 +16,12 @@ from fedtune.keys.authority import (
     make_authority,
 )
 from fedtune.keys.certificates import certificate_hash, days_left, utc_now
-from fedtune.keys.private import long_enough, read_passphrase
-from fedtune.keys.problems import refusal
 from fedtune.keys.server import SERVER_DAYS, Server, ServerOrder, make_server, renew_server
 from fedtune.secagg.entry import fingerprint
 
 __all__ = ["chosen_passphrase", "run_ca", "run_server"]
+
+_OF = "the authority's key"
 
 
 def run_ca(arguments: argparse.Namespace) -> int:
@@ -33,9 +31,9 @@ def run_ca(arguments: argparse.Namespace) -> int:
         0.
     """
     folder, now = Path(arguments.folder), utc_now()
-    passphrase = chosen_passphrase(arguments)
+    secret = chosen_passphrase(arguments)
     made = make_authority(
-        folder, name=arguments.name, now=now, days=arguments.days or AUTHORITY_DAYS, passphrase=passphrase
+        folder, name=arguments.name, now=now, days=arguments.days or AUTHORITY_DAYS, passphrase=secret
     )
     certificate, coordinator = made.certificate, fingerprint(made.coordinator)
     if arguments.json:
@@ -45,7 +43,7 @@ def run_ca(arguments: argparse.Namespace) -> int:
                 "certificate": str(folder / AUTHORITY_CERTIFICATE),
                 "key": str(folder / AUTHORITY_KEY),
                 "coordinator_key": str(folder / COORDINATOR_KEY),
-                "passphrase": passphrase is not None,
+                "passphrase": secret is not None,
                 "ends": certificate.not_valid_after_utc.isoformat(),
                 "days_left": days_left(certificate, now),
                 "fingerprints": {
@@ -58,7 +56,7 @@ def run_ca(arguments: argparse.Namespace) -> int:
     say(f"{folder}: a new authority, {arguments.name}, until {certificate.not_valid_after_utc:%Y-%m-%d}")
     say(f"  authority    {fingerprint(certificate_hash(certificate))}")
     say(f"  coordinator  {coordinator}")
-    if passphrase is None:
+    if secret is None:
         say(f"{AUTHORITY_KEY} is under no passphrase: whoever reads it can pretend to be your server.")
     say("The coordinator's fingerprint is what you read to each site; nobody else should tell them.")
     return 0
@@ -71,9 +69,9 @@ def chosen_passphrase(arguments: argparse.Namespace) -> bytes | None:
         FederationError: FT630, the file cannot be used, or the passphrase is too short or was not repeated.
         ConfigError: FT109, there is no terminal to ask.
     """
-    if arguments.passphrase_file is not None:
-        return read_passphrase(Path(arguments.passphrase_file))
-    return _new_passphrase() if arguments.passphrase else None
+    if arguments.passphrase_file is None and not arguments.passphrase:
+        return None
+    return new_passphrase(arguments.passphrase_file, of=_OF, command="--passphrase")
 
 
 def run_server(arguments: argparse.Namespace) -> int:
@@ -91,7 +89,8 @@ def run_server(arguments: argparse.Namespace) -> int:
         out=Path(arguments.out),
     )
     work = renew_server if arguments.renew else make_server
-    server = work(Path(arguments.ca), order, _passphrase(arguments.passphrase_file), now)
+    ask = partial(passphrase, arguments.passphrase_file, of=_OF, command="fedtune keys server")
+    server = work(Path(arguments.ca), order, ask, now)
     _print_server(arguments, server, days_left(server.certificate, now))
     return 0
 
@@ -119,35 +118,3 @@ def _print_server(arguments: argparse.Namespace, server: Server, left: int) -> N
     say(f"  fingerprint  {shown}")
     if arguments.renew:
         say("A server that runs shows the old certificate until it is started again.")
-
-
-def _passphrase(file: str | None) -> Callable[[], bytes]:
-    """How to get the passphrase of a key, if it turns out to be under one."""
-
-    def ask() -> bytes:
-        if file is not None:
-            return read_passphrase(Path(file))
-        return _typed("Passphrase of the authority's key: ")
-
-    return ask
-
-
-def _new_passphrase() -> bytes:
-    typed = long_enough(_typed("New passphrase of the authority's key: "), where="--passphrase")
-    if _typed("The same again: ") != typed:
-        what = "the two passphrases differ"
-        raise refusal("FT630", what, where="--passphrase", fix="repeat the command and type carefully")
-    return typed
-
-
-def _typed(prompt: str) -> bytes:
-    if not sys.stdin.isatty():
-        raise ConfigError(
-            Problem(
-                code="FT109",
-                what="there is no terminal to ask for the passphrase, and no file of it was given",
-                where="fedtune keys",
-                fix="give --passphrase-file FILE, or use a terminal",
-            )
-        )
-    return getpass.getpass(prompt, stream=sys.stderr).encode()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-from collections.abc import Callable
+
+from fedtune.commands.dispatch import run_named
 
 __all__ = ["run"]
 
@@ -31,7 +31,4 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         FedtuneError: As the command's own module says.
     """
-    name = arguments.server_command
-    module = importlib.import_module(f"fedtune.commands.{_MODULES[name]}")
-    command: Callable[[argparse.Namespace], int] = getattr(module, f"run_{name}")
-    return command(arguments)
+    return run_named(arguments.server_command, _MODULES, arguments)

@@ -251,6 +251,14 @@ def _secagg(config: Config) -> Iterator[Finding]:
             "secagg.enabled, aggregation.weighting",
             "set aggregation.weighting=uniform, or examples, declared as a power of two",
         )
+    replies = config.federation.min_replies
+    if replies is not None and replies < secagg.k_min:
+        yield (
+            f"a quorum of federation.min_replies={replies} is smaller than the cohort that sites demand, "
+            f"secagg.k_min={secagg.k_min}: such a round would never be opened",
+            "federation.min_replies, secagg.k_min",
+            f"set federation.min_replies={secagg.k_min} or more",
+        )
     in_round = clients_in_a_round(config)
     if in_round is not None and in_round < secagg.k_min:
         yield (

@@ -217,6 +217,10 @@ class UpdatesConfig:
     """Add what rounding left out to the site's next update; it lies on the site's disk, once the adapter's
     size for each of three rounds, and never leaves it otherwise."""
 
+    max_norm: PositiveFloat | None
+    """Longest L2 norm, over all tensors, of an update that the server takes; a longer one is refused and its
+    site named. Null takes any. With secure aggregation the sites' clip bound stands for it."""
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class AggregationConfig:

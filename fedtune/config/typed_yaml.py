@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -24,10 +25,15 @@ from fedtune.config.keys import Key, in_words, similar
 from fedtune.config.validate import shown
 from fedtune.errors import MachineError, Problem
 
-__all__ = ["ReadFile", "TypedYaml"]
+__all__ = ["ReadFile", "TypedYaml", "quoted"]
 
 _MAX_BYTES: Final = 2**20
 T = TypeVar("T")
+
+
+def quoted(text: str) -> str:
+    """Return a text as a value of YAML, on one line, whatever it holds."""
+    return str(yaml.safe_dump(text, default_style='"', width=math.inf, allow_unicode=True)).rstrip("\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from fedtune.coordinator.settings import load_settings
 from fedtune.coordinator.wanted import WantedRuns
 from fedtune.errors import Problem, RunError
 from fedtune.federation import server
+from fedtune.federation.run_config import CONFIG_KEY
 from fedtune.federation.secure_round import SecureCoordinator
 from fedtune.federation.session import RunSession
 from fedtune.observability.run_directory import RunDirectory
@@ -44,7 +45,7 @@ def build_server_app() -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        config = config_from_json(str(context.run_config[server.CONFIG_KEY]))
+        config = config_from_json(str(context.run_config[CONFIG_KEY]))
         models = load_settings(folder.settings).models
         model = replace(config.model, name=models.get(config.model.name, config.model.name))
         here = replace(config, model=model, runs_dir=str(folder.runs))

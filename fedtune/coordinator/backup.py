@@ -28,8 +28,8 @@ from fedtune.coordinator.backup_content import (
     plain_files,
     stored_mode,
 )
-from fedtune.coordinator.backup_problems import problem, refusal
 from fedtune.coordinator.backup_runs import OpenFile, opened, run_files
+from fedtune.coordinator.problems import problem, refusal
 from fedtune.coordinator.sealed_stream import SealingWriter, new_key
 from fedtune.errors import FederationError, Problem
 from fedtune.keys import problems as key_problems

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from fedtune.coordinator.backup_problems import refusal
+from fedtune.coordinator.problems import refusal
 from fedtune.observability.disk import TEMPORARY_SUFFIX
 
 __all__ = [

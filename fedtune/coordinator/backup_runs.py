@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from fedtune.coordinator.backup_content import RUNS, files_below
-from fedtune.coordinator.backup_problems import refusal
+from fedtune.coordinator.problems import refusal
 
 __all__ = ["OpenFile", "opened", "run_files"]
 

@@ -7,14 +7,12 @@ at any instant.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 import httpx
@@ -37,6 +35,7 @@ from fedtune.errors import FedtuneError, MachineError, Problem
 from fedtune.federation.processes import environment
 from fedtune.keys.certificates import utc_now
 from fedtune.observability.disk import disk_errors
+from fedtune.observability.lock import only_one
 
 __all__ = ["Server"]
 
@@ -84,8 +83,8 @@ class Server:
         """
         with disk_errors(self.folder.state, kept="nothing was started"):
             self.folder.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.environ.update(environment(self.folder.flower_home))  # for calls on loopback, past any proxy
-        with self._lock():
+        with only_one(self.folder.lock, self._taken):
+            os.environ.update(environment(self.folder.flower_home))  # for calls on loopback, past any proxy
             try:
                 self._start_superlink(stop)
                 if stop.is_set():
@@ -157,9 +156,8 @@ class Server:
             return
         said = []
         try:
-            if (
-                not self._is_clean
-            ):  # no run outlives the SuperLink that ran it, but its database says otherwise
+            if not self._is_clean:
+                # No run outlives the SuperLink that ran it, but its database says otherwise.
                 self._control.stop_all()
                 self._is_clean = True
             said += self._follow_nodes(self._control)
@@ -219,7 +217,8 @@ class Server:
         return said
 
     def _submitted(self, run: WantedRun) -> Submission:
-        if self._notifier is not None:
+        self._notices = None
+        if self._notifier is not None and run.preflight is None:
             self._notices = RunNotices(
                 self.folder.runs / run.name / "rounds.jsonl",
                 federation=self.settings.federation,
@@ -288,27 +287,11 @@ class Server:
             end_process(self._superlink)
             end_leftovers(self.folder)
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Keep a second server out: the lock is the kernel's, and ends with this process, however that
-        ends.
-        """
-        with disk_errors(self.folder.lock, kept="nothing was started"):
-            lock = os.open(self.folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise MachineError(
-                    Problem(
-                        code="FT667",
-                        what="another server serves this folder",
-                        where=str(self.folder.path),
-                        fix="use that one, or stop it: fedtune server stop FOLDER",
-                    )
-                ) from None
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-            yield
-        finally:
-            os.close(lock)
+    @property
+    def _taken(self) -> Problem:
+        return Problem(
+            code="FT667",
+            what="another server serves this folder",
+            where=str(self.folder.path),
+            fix="use that one, or stop it: fedtune server stop FOLDER",
+        )

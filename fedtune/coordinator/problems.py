@@ -1,4 +1,4 @@
-"""The FT65x codes of a coordinator's machine, and one piece of advice for each."""
+"""What can be wrong with a gate (FT65x) and with backups (FT67x), and one piece of advice for each code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ FIXES: Final[dict[str, str]] = {
     "FT651": "give a value that fits; docs/reference/gate.md lists every setting with its unit",
     "FT652": "read the log above, remove the cause and start the server again",
     "FT653": "move the file away; counting begins anew",
+    "FT670": "name the coordinator's folder, mend what is named here, and repeat the command",
+    "FT671": "repeat the command and type carefully; nobody can open a backup without its passphrase",
+    "FT672": "use another copy of this backup, or an earlier one; nothing was restored",
+    "FT673": "name another one; nothing was written",
 }
 
 

@@ -19,7 +19,7 @@ from typing import BinaryIO, Final, cast
 
 from fedtune.coordinator.backup import BACKUP_FORMAT, MANIFEST
 from fedtune.coordinator.backup_content import belongs, is_private
-from fedtune.coordinator.backup_problems import refusal
+from fedtune.coordinator.problems import refusal
 from fedtune.coordinator.sealed_stream import OpeningReader, read_key
 from fedtune.errors import FederationError
 from fedtune.keys import strict

@@ -33,7 +33,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from fedtune.coordinator.backup_problems import refusal
+from fedtune.coordinator.problems import refusal
 
 __all__ = ["CHUNK_BYTES", "OpeningReader", "SealingWriter", "StreamKey", "new_key", "read_key"]
 

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
-from fedtune.config.typed_yaml import TypedYaml
+from fedtune.config.typed_yaml import TypedYaml, quoted
 from fedtune.coordinator.notify_settings import Kind, NotifySettings, parse_notify
 
 __all__ = [
@@ -142,11 +142,11 @@ def written(*, federation: str, address: str, listen: str, superlink_port: int) 
 version: 1
 
 # Name of the federation, and where its sites connect: both stand in their bundles.
-federation: {_quoted(federation)}
-address: {_quoted(address)}
+federation: {quoted(federation)}
+address: {quoted(address)}
 
 # Where the gate listens. It passes on what a site's Flower node asks and nothing else.
-listen: {_quoted(listen)}
+listen: {quoted(listen)}
 
 # Where Flower's SuperLink listens, on 127.0.0.1 alone. It asks for no login: let no other account use this
 # machine.
@@ -173,7 +173,3 @@ notify:
   webhook: null
   on: [quorum_lost, failed, expiry, finished]
 """
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

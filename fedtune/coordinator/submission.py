@@ -18,7 +18,7 @@ from fedtune.coordinator.status import ENDED, RunState, RunStatus
 from fedtune.coordinator.wanted import WantedRun
 from fedtune.errors import RunError
 from fedtune.federation.bundle import installed_bundle
-from fedtune.federation.server import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY, VERSION_KEY
+from fedtune.federation.run_config import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY, VERSION_KEY
 from fedtune.observability.events import Event, RunFinished, read_events
 
 __all__ = ["Submission"]

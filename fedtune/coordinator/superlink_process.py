@@ -1,9 +1,8 @@
 """Flower's SuperLink with more patience for its own database.
 
 Its requests wait 5 s for SQLite's lock, and answer 500 when that is over: on a busy machine they are, and
-what asked
-may not ask again. Here they wait for a minute. ``python -m fedtune.coordinator.superlink_process`` takes
-the arguments of ``flower-superlink``.
+what asked may not ask again. Here they wait for a minute. ``python -m
+fedtune.coordinator.superlink_process`` takes the arguments of ``flower-superlink``.
 """
 
 from __future__ import annotations

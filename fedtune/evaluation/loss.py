@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -35,7 +35,11 @@ class HeldOutLoss:
 
 
 def held_out_loss(
-    model: AdaptedModel, examples: Sequence[TokenizedExample], *, microbatch_tokens: int
+    model: AdaptedModel,
+    examples: Sequence[TokenizedExample],
+    *,
+    microbatch_tokens: int,
+    on_microbatch: Callable[[], object] | None = None,
 ) -> HeldOutLoss:
     """Measure the loss of the loaded adapter, without dropout and without gradients.
 
@@ -49,6 +53,7 @@ def held_out_loss(
         examples: The rows; at least one has a response token.
         microbatch_tokens: Most tokens in one forward pass. Attention within it is quadratic: where rows are
             short, some hundreds are faster than thousands.
+        on_microbatch: Called before each forward pass; what it raises ends the evaluation.
 
     Raises:
         TrainingError: FT404, the loss is not finite.
@@ -62,7 +67,11 @@ def held_out_loss(
     if not microbatches:
         raise ValueError(f"a held-out loss needs a response token, got {len(examples)} rows without one")
     with evaluation_mode(model.model):
-        nats = sum(float(loss(microbatch)) for microbatch in microbatches)
+        nats = 0.0
+        for microbatch in microbatches:
+            if on_microbatch is not None:
+                on_microbatch()
+            nats += float(loss(microbatch))
     tokens = sum(len(microbatch.target_ids) for microbatch in microbatches)
     if not isfinite(nats):
         raise TrainingError(

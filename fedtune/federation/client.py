@@ -270,7 +270,10 @@ def _evaluate(message: Message, site: Site) -> Message:
     if site.held_out:
         with placed(model, _own(site, adapter, before=request.round + 1), side_car):
             result = held_out_loss(
-                model, site.held_out, microbatch_tokens=site.config.evaluation.microbatch_tokens
+                model,
+                site.held_out,
+                microbatch_tokens=site.config.evaluation.microbatch_tokens,
+                on_microbatch=site.on_microbatch,
             )
         loss, tokens, examples = result.loss, result.tokens, result.examples
     else:

@@ -21,6 +21,7 @@ from fedtune.config.wire import config_from_json
 from fedtune.errors import FedtuneError
 from fedtune.federation.checkpoint import Checkpoint, load_checkpoint
 from fedtune.federation.rounds import Federation
+from fedtune.federation.run_config import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY
 from fedtune.federation.secure_round import SecureCoordinator
 from fedtune.keys.authority import COORDINATOR_KEY
 from fedtune.models.adapted import adapter_spec
@@ -32,21 +33,12 @@ from fedtune.secagg.files import read_roster
 from fedtune.secagg.identity import Identity
 
 __all__ = [
-    "CLIENTS_KEY",
-    "CONFIG_KEY",
     "ROSTER_FILE",
-    "SPLIT_KEY",
-    "VERSION_KEY",
     "build_server_app",
     "run_federation",
     "secure_coordinator",
     "secure_folder",
 ]
-
-CONFIG_KEY, CLIENTS_KEY, SPLIT_KEY = "fedtune-config", "fedtune-clients", "fedtune-split"
-VERSION_KEY = "fedtune-version"
-"""Keys of Flower's run config: the resolved configuration as JSON, how many clients there are, what a
-simulation knows of the labels at each site (JSON, or empty), and the version of a coordinator's fedtune."""
 
 ROSTER_FILE = "roster.json"
 """The roster in a simulated run's folder of secure aggregation; the coordinator's key lies beside it."""

@@ -43,6 +43,7 @@ class Site:
         base_name: What the federation calls its base model, where that is not how this machine finds it.
         lie: What a false site of a simulation does to an update before it is sent; None everywhere else.
         on_step: Told of the site, the round and of each optimizer step, for a progress display.
+        on_microbatch: Called before each forward pass of an evaluation; what it raises ends it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Site:
     base_name: str | None = None
     lie: Callable[[ArrayRecord], ArrayRecord] | None = None
     on_step: Callable[[str, int, StepReport], None] | None = None
+    on_microbatch: Callable[[], object] | None = None
 
     def told(self, metric: Metric, value: T) -> T | None:
         """Return a number if it may leave this site, else None."""

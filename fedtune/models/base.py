@@ -6,8 +6,6 @@ A model in safetensors is quantized at each load, so that the disk never holds a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,17 +18,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from fedtune.config.schema import ModelConfig
 from fedtune.errors import FedtuneError, ModelError, Problem
 from fedtune.models.architecture import architecture
-from fedtune.models.cache import cache_folder, cache_key, file_sha256, make_once
+from fedtune.models.base_hash import base_hash
+from fedtune.models.cache import cache_folder, cache_key, make_once
 from fedtune.models.gguf import converted
 from fedtune.models.hardware import compute_dtype, resolve_device
 from fedtune.models.layers import keep_steady, norms_in_float64
 from fedtune.models.messages import quiet_loading
 from fedtune.models.resolve import ModelSource, resolve
 
-__all__ = ["LoadedBase", "base_hash", "load_base", "read_tokenizer"]
+__all__ = ["LoadedBase", "load_base", "read_tokenizer"]
 
 # Of config.json: what says who wrote the file and how, not what the model computes.
-_NO_ARCHITECTURE = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version"})
 
 logger = logging.getLogger(__name__)
 
@@ -108,30 +106,6 @@ def read_tokenizer(config: ModelConfig) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def base_hash(config: ModelConfig) -> str:
-    """Return a hash of what the base is: its weights and, of config.json, all that the weights run through.
-
-    It names the unquantized files: it is the same on every machine and for every quantization and compute
-    type. Hashes of large files are kept in the cache.
-
-    Returns:
-        SHA-256 in hexadecimal.
-
-    Raises:
-        ModelError: FT301 to FT303, the files are not there.
-    """
-    source = resolve(config)
-    cache = cache_folder(config)
-    if source.kind == "gguf":
-        parts = [["gguf", file_sha256(source.path, cache)]]
-    else:
-        described = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
-        kept = {key: value for key, value in described.items() if key not in _NO_ARCHITECTURE}
-        parts = [["config", json.dumps(kept, sort_keys=True)]]
-        parts += [[file.name, file_sha256(file, cache)] for file in sorted(source.path.glob("*.safetensors"))]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _quantization(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:

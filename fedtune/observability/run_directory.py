@@ -15,8 +15,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Mapping
@@ -31,6 +29,7 @@ from fedtune.observability.disk import (
     write_folder_atomic,
 )
 from fedtune.observability.events import EventLog
+from fedtune.observability.lock import LockHeldError, take_lock
 
 __all__ = ["RunDirectory", "checkpoint_rounds", "events_path"]
 
@@ -210,24 +209,14 @@ def _sweep(path: Path) -> None:
 
 
 def _take_lock(path: Path) -> int:
-    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with contextlib.suppress(OSError):  # the pid is for a person; a full disk is reported by what follows
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError as error:
-        holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
-        os.close(lock)
+        return take_lock(path / _LOCK, mode=0o644)
+    except LockHeldError as held:
         raise RunError(
             Problem(
                 code="FT702",
-                what=f"another process is writing this run: pid {holder or 'not yet known'}",
+                what=f"another process is writing this run: pid {held.pid or 'not yet known'}",
                 where=str(path),
                 fix="wait until it ends or stop it, or give this run another name=",
             )
-        ) from error
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
+        ) from None

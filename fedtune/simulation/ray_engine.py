@@ -25,7 +25,7 @@ from fedtune.config.wire import config_to_json
 from fedtune.errors import FederationError, MachineError, Problem
 from fedtune.federation.bundle import write_bundle
 from fedtune.federation.processes import environment, free_ports, listens, script, spawn, stopped_at_the_end
-from fedtune.federation.server import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY
+from fedtune.federation.run_config import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY
 from fedtune.models.hardware import physical_cores
 from fedtune.observability.event_tail import EventTail
 from fedtune.observability.events import Event, RunFinished, Split

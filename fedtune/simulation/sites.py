@@ -16,8 +16,8 @@ from fedtune.data.examples import Example
 from fedtune.data.load import load_examples
 from fedtune.data.partition import HeldOutSplit, Partition, label_counts, partition, split_held_out
 from fedtune.data.tokenize import TokenizedExample, tokenize_all
+from fedtune.federation.run_config import CONFIG_KEY
 from fedtune.federation.secure_site import SecureSite
-from fedtune.federation.server import CONFIG_KEY
 from fedtune.federation.site import Site
 from fedtune.models.adapted import AdaptedModel, load_tokenizer, shared_adapted_model
 from fedtune.models.hardware import physical_cores

@@ -15,8 +15,8 @@ from fedtune.config.schema import Config
 from fedtune.config.wire import config_from_json, config_hash
 from fedtune.errors import FederationError, FedtuneError, Problem
 from fedtune.federation.bundle import installed_bundle
-from fedtune.federation.server import CONFIG_KEY, VERSION_KEY
-from fedtune.models.base import base_hash
+from fedtune.federation.run_config import CONFIG_KEY, VERSION_KEY
+from fedtune.models.base_hash import base_hash
 from fedtune.models.estimate import estimate
 from fedtune.observability.json_log import words_of
 from fedtune.secagg.entry import fingerprint

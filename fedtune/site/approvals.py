@@ -93,10 +93,16 @@ class Approvals:
         self._place(subject).unlink(missing_ok=True)
 
     def ask(self, subject: Subject, summary: tuple[str, ...]) -> None:
-        """Let a run wait; one that waits already keeps its time. Beyond 100, no more are remembered."""
+        """Let a run wait; one that waits already keeps its time.
+
+        Beyond 100, the one that waited longest is forgotten until it is asked for again: a coordinator that
+        asks for very many cannot keep the next one from being seen.
+        """
         place = self._place(subject)
-        if place.exists() or len(self.waiting()) >= _MOST_PENDING:
+        if place.exists():
             return
+        for oldest in self.waiting()[: 1 - _MOST_PENDING]:
+            self._place(oldest.subject).unlink(missing_ok=True)
         body = {"v": 1, "since": _now(), "summary": list(summary), **dataclasses.asdict(subject)}
         kept, again = "what waited before", "the run waits as soon as it is asked for again"
         with disk_errors(place, kept=kept, again=again):

@@ -6,13 +6,11 @@ daemon can be killed at any instant: what it must not forget is on the disk befo
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging.handlers import SysLogHandler
@@ -21,6 +19,7 @@ import fedtune
 from fedtune.errors import FedtuneError, MachineError, Problem
 from fedtune.keys.joining import Connection, read_connection
 from fedtune.observability.disk import disk_errors
+from fedtune.observability.lock import only_one
 from fedtune.secagg.identity import Identity
 from fedtune.site.accepted import AcceptedLog
 from fedtune.site.approvals import read_standing
@@ -116,7 +115,7 @@ class Client:
             version=fedtune.__version__, site=self.connection.site, federation=self.connection.federation
         )
         with ExitStack() as stack:
-            stack.enter_context(self._lock())
+            stack.enter_context(only_one(self.folder.lock, self._taken))
             audit = self._audit(stack)
             audit.append(SiteStarted(version=fedtune.__version__, policy=self.policy.sha256))
             stack.push(_writes_the_end(audit))
@@ -236,30 +235,14 @@ class Client:
             on_head = heads_to_syslog(handler, name=self.connection.site)
         return AuditLog(self.folder.audit_log, Identity.load(self.folder.audit_key), on_head=on_head)
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Keep a second client out: the lock is the kernel's, and ends with this process, however that
-        ends.
-        """
-        with disk_errors(self.folder.lock, kept="nothing was started", again="start again"):
-            lock = os.open(self.folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise MachineError(
-                    Problem(
-                        code="FT688",
-                        what="another client serves this folder",
-                        where=str(self.folder.path),
-                        fix="use that one, or stop it: fedtune client stop FOLDER",
-                    )
-                ) from None
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-            yield
-        finally:
-            os.close(lock)
+    @property
+    def _taken(self) -> Problem:
+        return Problem(
+            code="FT688",
+            what="another client serves this folder",
+            where=str(self.folder.path),
+            fix="use that one, or stop it: fedtune client stop FOLDER",
+        )
 
 
 def _writes_the_end(audit: AuditLog) -> Callable[[type[BaseException] | None, object, object], None]:

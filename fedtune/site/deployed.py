@@ -53,6 +53,7 @@ class DeployedSite:
         name: Its name, as it is enrolled.
         audit_head: Head of its audit log, 32 bytes, which its adverts sign.
         on_step: Told of each optimizer step; what it raises ends the training.
+        on_microbatch: Called before each forward pass of an evaluation; what it raises ends it.
         on_model: Told when a base model was loaded.
     """
 
@@ -60,6 +61,7 @@ class DeployedSite:
     name: str
     audit_head: Callable[[], bytes]
     on_step: OnStep
+    on_microbatch: Callable[[], object]
     on_model: Callable[[], None]
     _loaded: AdaptedModel | None = field(default=None, repr=False)
     _hash: str = ""
@@ -96,6 +98,7 @@ class DeployedSite:
             secure=self._secured(config) if config.secagg.enabled else None,
             base_name=base_name,
             on_step=self.on_step,
+            on_microbatch=self.on_microbatch,
         )
 
     def _model(self, config: Config) -> AdaptedModel:

@@ -104,7 +104,8 @@ class Desk:
             folder=self.folder,
             name=self.name,
             audit_head=self.audit.head,
-            on_step=self._on_step,
+            on_step=self._go_on,
+            on_microbatch=self._go_on,
             on_model=lambda: self.state.set_model_loaded(True),
         )
         self._app = build_client_app(self._find_site)
@@ -183,8 +184,8 @@ class Desk:
             raise RuntimeError("a site is found for an admitted message alone")
         return self._current
 
-    def _on_step(self, *_: object) -> None:
-        """End a training at once when the operator pauses or leaves, or ends the client."""
+    def _go_on(self, *_: object) -> None:
+        """End a training or an evaluation at once when the operator pauses or leaves, or ends the client."""
         if self.stopping():
             raise refused("FT641", "the site's client is about to end")
         self._admission.require_standing()

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 from flwr.app import ArrayRecord, Context, Message
 
 from fedtune.config.schema import Metric
-from fedtune.federation.server import CONFIG_KEY
+from fedtune.federation.run_config import CONFIG_KEY
 from fedtune.federation.wire import MAX_JSON_CHARACTERS, RECORD, EvaluateReply, HelloReply, TrainReply
 from fedtune.site.preview.meanings import MEANINGS
 from fedtune.updates.codec import wire_bytes

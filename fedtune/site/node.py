@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from fedtune.errors import MachineError, Problem
-from fedtune.federation.processes import environment, free_ports, listens, script, spawn
+from fedtune.federation.processes import environment, free_ports, listens, spawn
 from fedtune.observability.disk import disk_errors, write_all
 from fedtune.site.folder import SiteFolder
 
@@ -54,6 +55,11 @@ class Node:
         return next((line.strip() for line in reversed(lines) if line.strip()), "nothing")[:300]
 
 
+def program() -> list[str]:
+    """Return the command of Flower's node, before its options."""
+    return [sys.executable, "-m", "fedtune.site.supernode_process"]
+
+
 def start_node(
     folder: SiteFolder, *, server: str, insecure: bool, port: int | None, alive: Callable[[], bool]
 ) -> Node:
@@ -86,7 +92,7 @@ def start_node(
     secret = secrets.token_bytes(_SECRET_BYTES)
     _write_secret(folder.secret, secret)
     folder.flower_home.mkdir(parents=True, exist_ok=True)
-    command = [script("flower-supernode"), "--superlink", server]
+    command = [*program(), "--superlink", server]
     if insecure:
         command += ["--insecure"]
     else:

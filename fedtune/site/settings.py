@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-import math
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-import yaml
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
 from fedtune.config.schema import Config, ModelConfig
-from fedtune.config.typed_yaml import TypedYaml
+from fedtune.config.typed_yaml import TypedYaml, quoted
 from fedtune.errors import MachineError, Problem
 
-__all__ = ["SETTINGS", "SiteSettings", "here", "load_settings", "local_model", "quoted", "written"]
+__all__ = ["SETTINGS", "SiteSettings", "here", "load_settings", "local_model", "written"]
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -174,8 +172,3 @@ syslog: null
 # Most MiB of logs.
 log_mib: 100
 """
-
-
-def quoted(text: str) -> str:
-    """Return a text as a value of YAML, on one line, whatever it holds."""
-    return str(yaml.safe_dump(text, default_style='"', width=math.inf, allow_unicode=True)).rstrip("\n")

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from fedtune.config.compose import compose
 from fedtune.config.schema import ModelConfig
+from fedtune.config.typed_yaml import quoted
 from fedtune.errors import DataError, Problem
 from fedtune.keys.names import name_flaws
 from fedtune.keys.node import make_node, request_path
 from fedtune.keys.problems import Gathered
 from fedtune.keys.request import Request
 from fedtune.keys.storage import PRIVATE, existing, write_new
-from fedtune.models.base import base_hash
+from fedtune.models.base_hash import base_hash
 from fedtune.secagg.identity import Identity
 from fedtune.site import settings
 from fedtune.site.folder import SiteFolder
@@ -114,10 +115,10 @@ def _policy(
 ) -> str:
     """Return the commented example with what is known of this site."""
     lines, result, skipping = example_path().read_text(encoding="utf-8").splitlines(), [], False
-    listed = "".join(f"\n    - {settings.quoted(file)}" for file in files)
+    listed = "".join(f"\n    - {quoted(file)}" for file in files)
     replaced = {
         "timezone:": f"timezone: {timezone}",
-        "  consortium:": f"  {settings.quoted(federation)}: {coordinator}",
+        "  consortium:": f"  {quoted(federation)}: {coordinator}",
         "base_models:": f"base_models:\n  - {base_model}",
         "  files:": f"  files:{listed}",
         "  columns:": "  columns: null",

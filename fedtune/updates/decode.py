@@ -42,10 +42,11 @@ def decode(
         where: Who sent it and when, for the text of errors.
 
     Raises:
-        UpdateError: As `from_arrays`; FT509, scales or integers that no encoder makes.
+        UpdateError: As `from_arrays`; FT509, scales or integers that no encoder makes; FT511, an update
+            longer than ``updates.max_norm``.
     """
     if updates.quantization == "none":
-        return Delta(tensors=from_arrays(record, spec, factors, where=where))
+        return _of_bounded_norm(from_arrays(record, spec, factors, where=where), updates, where)
     quantizer = BlockQuantizer(updates=updates)
     sizes = {name: prod(spec.shapes[name]) for name in spec.names(factors)}
     last = places(quantizer, sizes)[-1]
@@ -62,7 +63,21 @@ def decode(
         tensor = np.empty(spec.shapes[place.name], dtype=np.float32)
         quantizer.dequantize(arrays[CODES][place.codes], arrays[SCALES][place.scales], tensor.reshape(-1))
         tensors[place.name] = tensor
-    return Delta(tensors=tensors)
+    return _of_bounded_norm(tensors, updates, where)
+
+
+def _of_bounded_norm(tensors: Adapter, updates: UpdatesConfig, where: str) -> Delta:
+    delta = Delta(tensors=tensors)
+    if updates.max_norm is not None and delta.norm > updates.max_norm:
+        raise UpdateError(
+            Problem(
+                code="FT511",
+                what=f"the update's L2 norm is {delta.norm:.4g}, and at most it may be {updates.max_norm:g}",
+                where=where,
+                fix="lower training.learning_rate, or set updates.max_norm if such updates are meant",
+            )
+        )
+    return delta
 
 
 def _problems(

@@ -23,7 +23,7 @@ from fedtune.commands.client_preview import run_preview
 from fedtune.commands.config_file import read_config_file
 from fedtune.config.wire import config_to_json, config_to_yaml
 from fedtune.errors import ConfigError, FedtuneError, SecureAggregationError
-from fedtune.models.base import base_hash
+from fedtune.models.base_hash import base_hash
 from fedtune.site.checkup.route import Address
 
 CANARY = "Xylophone"

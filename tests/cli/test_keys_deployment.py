@@ -117,7 +117,7 @@ def test_every_command_answers_a_program(desk: Desk) -> None:
     assert (renewed["dns"], renewed["days_left"], renewed["renewed"]) == (["localhost"], 20, True)
     asked = desk.keys("client ear --federation f --weight-from-examples 818 --group north --out ear")
     assert (asked["site"], asked["federation"], asked["weight"]) == ("ear", "f", 512)
-    assert "818" not in Path(asked["request"]).read_text(encoding="utf-8")
+    assert not re.search(r"\b818\b", Path(asked["request"]).read_text(encoding="utf-8"))
     desk.keys("client eye --federation f --out eye")
     version = desk.keys("roster make ear/ear.request.json eye/eye.request.json --federation f --out 1.json")
     answered = desk.keys(

@@ -27,6 +27,7 @@ from fedtune.coordinator.status import RunState, RunStatus, ServerStatus, write_
 from fedtune.coordinator.wanted import WantedRuns
 from fedtune.errors import ConfigError
 from fedtune.keys.private import new_key, node_public_line, public_hash
+from fedtune.observability.lock import take_lock
 from fedtune.secagg.entry import fingerprint
 from fedtune.simulation.simulate import simulate
 
@@ -60,8 +61,11 @@ def status(state: RunState | None = None, *, pid: int | None = None) -> ServerSt
 
 @contextmanager
 def serving(folder: CoordinatorFolder) -> Iterator[None]:
-    with Server(folder=folder, settings=load_settings(folder.settings))._lock():
+    lock = take_lock(folder.lock)
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 def test_a_server_that_is_just_starting_is_waited_for(folder: CoordinatorFolder) -> None:

@@ -92,6 +92,12 @@ IMPOSSIBLE = [
         ["secagg=on", "aggregation.weighting=examples"],
     ),
     (
+        ["secagg=on", "federation.min_replies=3"],
+        "a quorum of federation.min_replies=3 is smaller than the cohort that sites demand, secagg.k_min=5: "
+        "such a round would never be opened",
+        ["secagg=on", "federation.min_replies=5"],
+    ),
+    (
         ["secagg=on", "federation.clients_per_round=4"],
         "a round has 4 clients, but sites demand a cohort of secagg.k_min=5",
         ["secagg=on", "federation.clients_per_round=4", "secagg.k_min=4"],

@@ -78,5 +78,5 @@ def test_the_page_of_an_error_shows_the_message_that_is_printed(
 def test_every_code_that_the_package_raises_is_on_this_list() -> None:
     sources = Path(fedtune.coordinator.__file__).parent.rglob("*.py")
     raised = {code for source in sources for code in re.findall(r'"(FT65[0-3])"', source.read_text())}
-    assert raised == set(RAISE) == set(FIXES)
+    assert raised == set(RAISE) == {code for code in FIXES if code < "FT654"}
     assert {page.stem for page in PAGES.glob("FT65[0-3].md")} == set(RAISE)

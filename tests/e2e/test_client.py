@@ -43,7 +43,7 @@ def running(folder: SiteFolder) -> Iterator[tuple[subprocess.Popen[bytes], list[
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
                 children = psutil.Process(process.pid).children(recursive=True)
-            assert any("flower-supernode" in " ".join(each.cmdline()) for each in children)
+            assert any("supernode_process" in " ".join(each.cmdline()) for each in children)
             yield process, children
         finally:
             for each in (*children, process):

@@ -186,6 +186,12 @@ def _nan(message: Message, number: int) -> Message | None:
     return None
 
 
+def _huge(message: Message, number: int) -> Message | None:
+    if message.metadata.message_type == "train" and number == 1:
+        return Message(train_reply(number, parse(message, TrainRequest), value=1e9), reply_to=message)
+    return None
+
+
 def _crash(message: Message, number: int) -> Message | None:
     if message.metadata.message_type == "train" and number == 1:
         raise RuntimeError("boom")
@@ -226,6 +232,7 @@ def parse_body(records):  # type: ignore[no-untyped-def]
 
 MISBEHAVIOURS = [
     (_nan, "FT504"),
+    (_huge, "FT511"),
     (_crash, "FT605"),
     (_refuse, "FT401"),
     (_impostor, "FT521"),

@@ -17,7 +17,8 @@ from support.tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from fedtune.errors import ModelError
-from fedtune.models.base import base_hash, load_base, read_tokenizer
+from fedtune.models.base import load_base, read_tokenizer
+from fedtune.models.base_hash import base_hash
 from fedtune.models.gguf import converted
 
 # Dettmers et al., "QLoRA", 2023, appendix E: the NF4 data type.

@@ -43,7 +43,7 @@ def stand_in(
 ) -> Callable[[], int]:
     """Put a stand-in in the node's place; returns how to ask how often it was started."""
     program = write_stand_in(folder.path.parent / "node.py", seconds=seconds, mute=mute)
-    monkeypatch.setattr(node, "script", lambda _: str(program))
+    monkeypatch.setattr(node, "program", lambda: [str(program)])
     begun = program.with_suffix(".begun")
     return lambda: int(begun.read_text() or 0) if begun.exists() else 0
 
@@ -129,7 +129,7 @@ def test_a_stop_while_the_node_starts_is_no_error(
     program.write_text("#!/bin/sh\ntouch slow.begun\nexec sleep 600\n")
     program.chmod(0o700)
     monkeypatch.chdir(folder.path.parent)
-    monkeypatch.setattr(node, "script", lambda _: str(program))
+    monkeypatch.setattr(node, "program", lambda: [str(program)])
     serve_until(folder, Path("slow.begun").exists)
     assert audit_lines(folder)[-1]["details"]["reason"] == "the client ended in order"
 

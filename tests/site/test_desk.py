@@ -29,7 +29,7 @@ from fedtune.config.wire import config_to_json
 from fedtune.errors import FedtuneError, MachineError
 from fedtune.federation.optimizer_memory import OptimizerMemory
 from fedtune.federation.wire import ARRAYS, RECORD, EvaluateReply, HelloReply, TrainReply
-from fedtune.models.base import base_hash
+from fedtune.models.base_hash import base_hash
 from fedtune.observability.json_log import log_to
 from fedtune.site import admission as admission_module
 from fedtune.site.approvals import write_standing
@@ -370,6 +370,26 @@ def test_a_training_ends_with_the_next_step_after_the_operators_word(
     assert steps == 2
     assert site.lines("left")[-1]["details"]["message"] == "train: FT641"
     assert site.lines("left")[-1]["details"]["tensors"] == []
+
+
+@pytest.mark.parametrize("how", ["paused", "left", "stopping"])
+def test_an_evaluation_ends_before_the_next_rows_after_the_operators_word(site: AskedSite, how: Any) -> None:
+    seen = 0
+    before = site.desk._site.on_microbatch
+
+    def on_microbatch() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 2 and how == "stopping":
+            site.desk.stopping = lambda: True
+        elif seen == 2:
+            write_standing(site.folder.standing, how, operator="me", reason="")
+        before()
+
+    site.desk._site.on_microbatch = on_microbatch
+    reply = site.ask("evaluate", site.config("evaluation.microbatch_tokens=96", "data.held_out_fraction=0.5"))
+    assert body_of(reply)["code"] == "FT641"
+    assert seen == 2
     snapshot = site.state.snapshot()
     assert (snapshot.rounds_trained, snapshot.last_error) == (0, None)
     assert not list(site.folder.runs.rglob("*.json"))

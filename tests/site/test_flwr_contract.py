@@ -132,6 +132,7 @@ KNOWN = {
     "secagg/bench_peer.py",
     "simulation/grid.py",
     "site/executor.py",
+    "site/supernode_process.py",
 }
 """Modules that may know more of Flower than its public API."""
 

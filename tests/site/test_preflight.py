@@ -24,10 +24,10 @@ import fedtune
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_to_json
 from fedtune.federation.bundle import installed_bundle
-from fedtune.federation.server import CONFIG_KEY, VERSION_KEY
+from fedtune.federation.run_config import CONFIG_KEY, VERSION_KEY
 from fedtune.federation.wire import CheckName, Failure, PreflightReply, PreflightRequest, content, parse_reply
 from fedtune.keys.joining import read_connection
-from fedtune.models.base import base_hash
+from fedtune.models.base_hash import base_hash
 from fedtune.secagg.identity import Identity
 from fedtune.site import preflight
 from fedtune.site.approvals import Approvals, write_standing

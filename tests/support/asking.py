@@ -22,7 +22,7 @@ from fedtune.config.schema import Config
 from fedtune.config.wire import config_to_json
 from fedtune.federation.bundle import installed_bundle
 from fedtune.federation.requests import train_request
-from fedtune.federation.server import CONFIG_KEY, VERSION_KEY
+from fedtune.federation.run_config import CONFIG_KEY, VERSION_KEY
 from fedtune.federation.wire import PROTOCOL, RECORD, EvaluateRequest, HelloRequest, content
 from fedtune.models.adapted import adapter_spec
 from fedtune.models.adapter import Adapter, initial_adapter

@@ -30,13 +30,8 @@ from fedtune.config.schema import Config
 from fedtune.config.wire import config_to_json, config_to_yaml
 from fedtune.federation.bundle import write_bundle
 from fedtune.federation.processes import environment, free_ports, listens, script, spawn
-from fedtune.federation.server import (
-    CLIENTS_KEY,
-    CONFIG_KEY,
-    ROSTER_FILE,
-    SPLIT_KEY,
-    secure_folder,
-)
+from fedtune.federation.run_config import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY
+from fedtune.federation.server import ROSTER_FILE, secure_folder
 from fedtune.keys.authority import AUTHORITY_CERTIFICATE, COORDINATOR_KEY
 from fedtune.keys.node import NODE_KEY, make_node
 from fedtune.observability.run_directory import RunDirectory

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -328,3 +329,21 @@ def check(delta: Delta, kind: str) -> None:
     for name, tensor in delta.tensors.items():
         bound = np.abs(tensor).max() * (1 / (2 * levels) + 2**-22) + 2.0**-126
         assert np.abs(tensor - twice.tensors[name]).max() <= bound
+
+
+@pytest.mark.parametrize("kind", ["none", *KINDS])
+def test_a_huge_update_is_refused_and_one_of_the_longest_norm_is_not(kind: str) -> None:
+    updates = replace(EXACT if kind == "none" else quantized(kind), max_norm=1000.0)
+    size = 1000.0 / random_delta(SPEC, 0).norm
+    for factor, is_refused in ((0.9, False), (1.2, True), (1e30, True)):
+        tensors = {
+            name: tensor * np.float32(size * factor) for name, tensor in random_delta(SPEC, 0).tensors.items()
+        }
+        record = to_arrays(encode(protect(Delta(tensors=tensors)), updates)[0])
+        if is_refused:
+            with pytest.raises(UpdateError) as caught:
+                decode(record, SPEC, BOTH, updates, where=WHERE)
+            assert [(problem.code, problem.where) for problem in caught.value.problems] == [("FT511", WHERE)]
+        else:
+            decode(record, SPEC, BOTH, updates, where=WHERE)
+    decode(record, SPEC, BOTH, replace(updates, max_norm=None), where=WHERE)

@@ -87,7 +87,8 @@ class Gate:
         self._thread.start()
         self._wait_until_started(self._server, self._thread)
         for address in self.addresses:
-            _LOG.info("sites connect to %s; Fleet requests go on to %s", address, self.settings.superlink)
+            said = "sites connect to %s; Fleet requests go on to %s"
+            _LOG.info(said, str(address), self.settings.superlink)
 
     def stop(self) -> None:
         """Take no more connections, give requests 5 s to end, and write the traffic. May be repeated."""

@@ -84,7 +84,7 @@ class BaseModel:
 
     def allowed(self, policy: SitePolicy | None) -> Finding:
         """Its hash, which takes a while for large files the first time, and whether the policy allows it."""
-        from fedtune.models.base import base_hash  # noqa: PLC0415
+        from fedtune.models.base_hash import base_hash  # noqa: PLC0415
 
         if self.found is None:
             return _unknown()

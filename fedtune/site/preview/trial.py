@@ -84,6 +84,7 @@ def try_one_step(config: Config, *, site: str, round_number: int = 1) -> Trial:
             name=site,
             audit_head=lambda: bytes(32),
             on_step=_untold,
+            on_microbatch=_untold,
             on_model=_untold,
         )
         rehearsal = deployed.of(config, base_name=config.model.name)

@@ -55,7 +55,7 @@ def test_a_silent_line_holds_up_no_one_else(federation: CliFederation) -> None:
         seed=3,
         federation__rounds=1,
         federation__min_replies=3,
-        federation__round_timeout_seconds=30,
+        federation__round_timeout_seconds=60,
         federation__join_timeout_seconds=30,
     )
     federation.want("name=silent", *PLAIN, *quorum)

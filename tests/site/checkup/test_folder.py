@@ -23,7 +23,7 @@ from support.wayside import unused_port
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_hash
 from fedtune.errors import FedtuneError, MachineError, Problem
-from fedtune.models.base import base_hash
+from fedtune.models.base_hash import base_hash
 from fedtune.site.checkup.run import run_site_checks
 from fedtune.site.findings import Check
 
