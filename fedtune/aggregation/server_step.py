@@ -28,10 +28,12 @@ from typing import Any
 import numpy as np
 
 from fedtune.aggregation.carrying import Carried
+from fedtune.aggregation.checks import checked_result
 from fedtune.aggregation.lowrank import Matrix
 from fedtune.config.schema import ServerOptimizerConfig
+from fedtune.models.adapter import Adapter
 
-__all__ = ["server_step"]
+__all__ = ["moved", "server_step"]
 
 _MOMENTUM, _SQUARES = "momentum/", "squares/"
 
@@ -64,6 +66,27 @@ def server_step(
         after[_SQUARES + name] = squares
         steps[name] = optimizer.learning_rate * after[_MOMENTUM + name] / (np.sqrt(squares) + tau)
     return steps, after
+
+
+def moved(received: Adapter, steps: Mapping[str, Matrix]) -> Adapter:
+    """Return an adapter after a step: float64 arithmetic, rounded once; what no step names is copied.
+
+    Args:
+        received: The adapter before it; it is not modified.
+        steps: By how much each tensor moves.
+
+    Raises:
+        UpdateError: FT508, the result is not finite.
+    """
+    # An overflow is found below and reported with the tensor's name.
+    with np.errstate(over="ignore", invalid="ignore"):
+        after = {
+            name: (tensor.astype(np.float64) + steps[name]).astype(tensor.dtype)
+            if name in steps
+            else tensor.copy()
+            for name, tensor in received.items()
+        }
+    return checked_result(after)
 
 
 def _squares(optimizer: ServerOptimizerConfig, squared: Matrix, before: Matrix) -> Matrix:

@@ -12,11 +12,10 @@ import numpy as np
 
 from fedtune.aggregation.base import Aggregator
 from fedtune.aggregation.carrying import Carried
-from fedtune.aggregation.checks import checked_result
 from fedtune.aggregation.linear import WeightedMean
 from fedtune.aggregation.registry import aggregator
 from fedtune.aggregation.robust import RobustMean
-from fedtune.aggregation.server_step import server_step
+from fedtune.aggregation.server_step import moved, server_step
 from fedtune.config.schema import Config, DefenceConfig, ServerOptimizerConfig
 from fedtune.models.adapter import Adapter, Factor
 from fedtune.training.delta import Delta
@@ -104,15 +103,7 @@ class SteeredRound:
 
     def result(self) -> Adapter:
         steps, self._after = server_step(self._optimizer, self._mean.mean_delta(), self._state)
-        # An overflow is found below and reported with the tensor's name.
-        with np.errstate(over="ignore", invalid="ignore"):
-            moved = {
-                name: (tensor.astype(np.float64) + steps[name]).astype(tensor.dtype)
-                if name in steps
-                else tensor.copy()
-                for name, tensor in self._received.items()
-            }
-        return checked_result(moved)
+        return moved(self._received, steps)
 
     def carried(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
         return dict(self._after)

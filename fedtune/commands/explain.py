@@ -68,6 +68,8 @@ def _spec(model: ModelConfig, peft: PeftConfig) -> AdapterSpec:
 
 def _clients(config: Config) -> int:
     sites = config.partition.clients or len(config.partition.values) or _CLIENTS
+    if config.asynchronous.name != "none":
+        return config.asynchronous.buffer
     return min(config.federation.clients_per_round or sites, sites)
 
 

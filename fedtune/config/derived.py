@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from fedtune.config.schema import Config, UpdatesConfig
 
-__all__ = ["clients_in_a_round", "clip_bound", "quantized_sizes", "update_bytes"]
+__all__ = ["clients_in_a_round", "clip_bound", "kept_rounds", "quantized_sizes", "update_bytes"]
 
 _SCALE_BYTES = 4
 
@@ -23,6 +23,22 @@ def clip_bound(config: Config) -> float:
     if config.secagg.clip_bound is not None:
         return config.secagg.clip_bound
     return config.training.learning_rate * config.training.steps_per_round
+
+
+def kept_rounds(config: Config, *, least: int) -> int:
+    """Return of how many of its last trainings a site keeps what it needs to do one of them again.
+
+    A server that is resumed goes back by at most one of its steps. A round is one training of a site; a
+    buffer may hold updates of one site alone, and beside them the site may have had one that came too late,
+    one that nobody waits for any more, and one under way.
+
+    Args:
+        config: The whole configuration.
+        least: What rounds need.
+    """
+    if config.asynchronous.name == "none":
+        return least
+    return max(least, config.asynchronous.buffer + 4)
 
 
 def quantized_sizes(updates: UpdatesConfig, values: int) -> tuple[int, int]:

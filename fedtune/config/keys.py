@@ -29,6 +29,8 @@ GROUPS = (
     "defence",
     "server_optimizer",
     "federation",
+    "asynchronous",
+    "speed",
     "secagg",
     "evaluation",
     "attack",

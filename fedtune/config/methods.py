@@ -60,6 +60,19 @@ class Method:
     needs: str
     source: str
 
+    @property
+    def why_not_asynchronous(self) -> str | None:
+        """Why updates that began at different times cannot meet in it; None where they can."""
+        if not self.summable:
+            return "makes more of the updates than a mean of deltas, and late ones began at another adapter"
+        if len(self.schedule) > 1:
+            return "trains factors in turn, and updates of both would meet in one buffer"
+        if self.other_rows == "dropped":
+            return "drops rows of the adapter that a site began with, which the server may have no more"
+        if self.kept:
+            return "keeps factors at each site by round, and sites have no round in common"
+        return None
+
 
 _SIDE_CAR_IS_UNBOUNDED = "the memory limit in a site's policy does not count a side-car yet"
 

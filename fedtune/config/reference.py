@@ -23,7 +23,7 @@ __all__ = ["reference_page"]
 _HEAD = """\
 # Configuration
 
-A run is described by one configuration: a few keys of its own and eleven sections. Each section is a group of
+A run is described by one configuration: a few keys of its own and sections. Each section is a group of
 YAML files under `conf/`; choose a file by `GROUP=OPTION` and change any key by its full name:
 
     fedtune simulate experiment=demo partition=dirichlet partition.alpha=0.1 federation.rounds=10

@@ -14,6 +14,7 @@ from fedtune.config.aggregation_rules import AGGREGATION_RULES, Finding
 from fedtune.config.derived import clients_in_a_round
 from fedtune.config.keys import similar
 from fedtune.config.methods import METHODS, method
+from fedtune.config.pace_rules import PACE_RULES
 from fedtune.config.schema import Config
 from fedtune.config.validate import shown
 from fedtune.errors import ConfigError, Problem
@@ -380,6 +381,7 @@ _RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _cohort,
     _metrics,
     *AGGREGATION_RULES,
+    *PACE_RULES,
     _secagg,
     _updates,
     _backend,

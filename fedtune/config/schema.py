@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 __all__ = [
     "AggregationConfig",
+    "AsynchronousConfig",
     "AttackConfig",
     "BackendConfig",
     "Config",
@@ -28,6 +29,7 @@ __all__ = [
     "PeftConfig",
     "SecAggConfig",
     "ServerOptimizerConfig",
+    "SpeedConfig",
     "TrainingConfig",
     "UpdatesConfig",
 ]
@@ -279,6 +281,40 @@ class ServerOptimizerConfig:
     """Added to the root of the squares: larger is less adaptive."""
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AsynchronousConfig:
+    name: Literal["none", "fedbuff"]
+    """``none`` waits in every round for its sites. ``fedbuff`` lets each site train at its own pace, and the
+    server steps whenever its buffer is full; ``federation.rounds`` counts these steps."""
+
+    buffer: PositiveInt
+    """Updates that make a step of the server; a site may be among them more than once, and none counts
+    twice."""
+
+    staleness_exponent: NonNegativeFloat
+    """An update that was trained on an adapter from tau steps ago counts 1 / (1 + tau) to this power: 0.5 is
+    1 / sqrt(1 + tau), 0 counts all alike."""
+
+    max_staleness: NonNegativeInt | None
+    """Updates from more steps ago are refused, and their sites are asked again; null refuses none."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SpeedConfig:
+    name: Literal["none", "lognormal"]
+    """Whether a simulation keeps a virtual clock, by which each site trains at a speed of its own; the speed
+    of this machine does not matter to it."""
+
+    median_seconds_per_step: PositiveFloat
+    """Median over sites of the time that an optimizer step takes."""
+
+    sigma: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+    """Standard deviation over sites of that time's logarithm; 0 makes all equal."""
+
+    sites: dict[str, PositiveFloat] = field(default_factory=dict)
+    """Seconds that a step takes at sites whose speed is given; the others' are drawn from the seed."""
+
+
 Metric = Literal["examples", "tokens", "train_loss", "held_out_loss", "peak_memory"]
 
 
@@ -408,6 +444,8 @@ class Config:
     defence: DefenceConfig
     server_optimizer: ServerOptimizerConfig
     federation: FederationConfig
+    asynchronous: AsynchronousConfig
+    speed: SpeedConfig
     secagg: SecAggConfig
     evaluation: EvaluationConfig
     attack: AttackConfig

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from fedtune.config.compose import judged
 from fedtune.config.methods import METHODS, method
+from fedtune.config.pace_rules import asynchronous_findings
 from fedtune.config.schema import Config
 from fedtune.errors import ConfigError, Problem
 
@@ -121,6 +122,18 @@ def requirements(config: Config) -> tuple[Requirement, ...]:
                 needs=f"{config.server_optimizer.name}: a mean delta, and sites that follow its steps",
                 has=f"{chosen}; sites {'refuse steps longer than a mean' if secure else 'follow'}",
                 met=known.summable and not secure,
+            )
+        )
+    if config.asynchronous.name != "none":
+        reasons = [keys for _, keys, _ in asynchronous_findings(config)]
+        others = sorted({key for keys in reasons for key in keys.split(", ")} - {"asynchronous.name"})
+        found.append(
+            Requirement(
+                about="own pace",
+                needs=f"{config.asynchronous.name}: deltas of the same factors, each in clear",
+                has=f"{chosen}, {'their sum' if secure else 'each update'}"
+                + (f"; against it: {', '.join(others)}" if others else ""),
+                met=not reasons,
             )
         )
     return tuple(found)

@@ -15,7 +15,8 @@ def dry_config(config: Config, *, name: str, timeout_seconds: float) -> Config:
 
     It has a name and a seed of its own. With the run's seed, sites would make updates that they have made
     before or will make in the run, and under secure aggregation each may be opened once only. All sites are
-    asked, and as few as secure aggregation allows make the round, so that it says how each of them did.
+    asked, at the pace of rounds, and as few as secure aggregation allows make the round, so that it says how
+    each of them did.
 
     Args:
         config: The run's.
@@ -38,4 +39,5 @@ def dry_config(config: Config, *, name: str, timeout_seconds: float) -> Config:
         baselines=(),
         training=replace(config.training, steps_per_round=1),
         federation=federation,
+        asynchronous=replace(config.asynchronous, name="none"),
     )

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 import fedtune
 from fedtune.aggregation.ranks import full_delta
+from fedtune.config.derived import kept_rounds
 from fedtune.config.methods import method
 from fedtune.data.seeds import derive_seed
 from fedtune.data.tokenize import TokenizedExample
@@ -26,6 +27,7 @@ from fedtune.federation.downlink import placed, received
 from fedtune.federation.optimizer_memory import OptimizerMemory
 from fedtune.federation.own_factors import OwnFactors
 from fedtune.federation.residual_memory import ResidualMemory
+from fedtune.federation.round_files import RoundFiles
 from fedtune.federation.site import Site, WalkPosition
 from fedtune.federation.uplink import rank_of_site, uplink
 from fedtune.federation.wire import (
@@ -142,7 +144,8 @@ def _train(message: Message, site: Site) -> Message:
     request = parse(message, TrainRequest)
     model = site.model()
     adapter, side_car = _global_model(message, site, model)
-    position = WalkPosition(site.state_dir, site.name)
+    kept = kept_rounds(site.config, least=WalkPosition.KEPT_ROUNDS)
+    position = WalkPosition(site.state_dir, site.name, kept=kept)
     walk = examples_for_round(
         len(site.train),
         start=position.before(request.round),
@@ -181,7 +184,8 @@ def _fit(
     steps: Sequence[Sequence[TokenizedExample]],
 ) -> tuple[TrainReply, Protected]:
     """Train what is placed on the model on a round's rows; returns what the site says, and the update."""
-    memory = OptimizerMemory(site.state_dir, site.name)
+    kept = kept_rounds(site.config, least=RoundFiles.KEPT_ROUNDS)
+    memory = OptimizerMemory(site.state_dir, site.name, kept=kept)
     known = method(site.config.aggregation.method)
     keeps = site.config.training.keep_optimizer_state and not known.resets_moments
     started = time.time()

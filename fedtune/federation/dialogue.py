@@ -23,7 +23,7 @@ from fedtune.federation.wire import (
 )
 from fedtune.observability.events import ClientFailed, Event
 
-__all__ = ["Dialogue", "Stage", "flower_failure"]
+__all__ = ["MESSAGE_TYPES", "Dialogue", "Stage", "flower_failure", "reply_of"]
 
 Stage = Literal["hello", "train", "secagg", "evaluate", "preflight"]
 MESSAGE_TYPES: Mapping[Stage, str] = {
@@ -85,7 +85,7 @@ class Dialogue:
         good = dict[str, Reply]()
 
         def take(name: str, message: Message) -> None:
-            reply = _reply(message, expect)
+            reply = reply_of(message, expect)
             if isinstance(reply, Failure):
                 self.fail(stage, round_number, name, reply.code, reply.reason)
                 return
@@ -189,6 +189,11 @@ def flower_failure(message: Message) -> Failure | None:
     return Failure(site="?", code="FT605", reason=reason[:4_000])
 
 
-def _reply(message: Message, expect: type[Reply]) -> Reply | Failure:
+def reply_of(message: Message, expect: type[Reply]) -> Reply | Failure:
+    """Return what a site says, or why it, or Flower for it, does not.
+
+    Raises:
+        UpdateError: FT520, it is neither.
+    """
     failure = flower_failure(message)
     return parse_reply(message, expect) if failure is None else failure

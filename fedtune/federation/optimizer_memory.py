@@ -22,10 +22,11 @@ class OptimizerMemory:
     Args:
         state_dir: Folder of what sites remember.
         site: The site's name.
+        kept: Of how many rounds moments are kept.
     """
 
-    def __init__(self, state_dir: Path, site: str) -> None:
-        self._files = RoundFiles(state_dir, site, _KIND)
+    def __init__(self, state_dir: Path, site: str, *, kept: int = RoundFiles.KEPT_ROUNDS) -> None:
+        self._files = RoundFiles(state_dir, site, _KIND, kept=kept)
 
     def before(self, round_number: int) -> Moments | None:
         """Return the moments after the last round before this one; None before the first.

@@ -49,7 +49,17 @@ def weight_of(config: Config, reply: TrainReply) -> float:
 
 
 def trained(
-    name: str, reply: TrainReply, *, round_number: int, weight: float, up: int, down: int, norm: float | None
+    name: str,
+    reply: TrainReply,
+    *,
+    round_number: int,
+    weight: float,
+    up: int,
+    down: int,
+    norm: float | None,
+    training: int | None = None,
+    staleness: int | None = None,
+    virtual_seconds: float | None = None,
 ) -> ClientTrained:
     """Return what is recorded of an update that counts.
 
@@ -61,6 +71,9 @@ def trained(
         up: Bytes that the site sent.
         down: Bytes that it received.
         norm: Of the update; None where it cannot be seen.
+        training: Which of the site's trainings it was, where the server's rounds are not the sites'.
+        staleness: Steps of the server since the adapter that it began with, likewise.
+        virtual_seconds: Virtual time of its arrival, likewise.
     """
     return ClientTrained(
         round=round_number,
@@ -77,4 +90,7 @@ def trained(
         uplink_bytes=up,
         downlink_bytes=down,
         delta_norm=norm,
+        training=training,
+        staleness=staleness,
+        virtual_seconds=virtual_seconds,
     )

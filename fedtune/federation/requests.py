@@ -6,7 +6,7 @@ from fedtune.aggregation.base import Aggregator
 from fedtune.config.schema import Config
 from fedtune.federation.wire import TrainRequest
 
-__all__ = ["train_request"]
+__all__ = ["own_pace_request", "train_request"]
 
 
 def train_request(config: Config, method: Aggregator, round_number: int) -> TrainRequest:
@@ -16,5 +16,26 @@ def train_request(config: Config, method: Aggregator, round_number: int) -> Trai
         round=round_number,
         factors=method.factors(round_number),
         first_step=(round_number - 1) * steps,
+        total_steps=config.federation.rounds * steps,
+    )
+
+
+def own_pace_request(config: Config, method: Aggregator, *, training: int, version: int) -> TrainRequest:
+    """Return the request to a site that trains at its own pace.
+
+    Its round is the site's own count: that of its rows, its dropout and its moments. Where it stands on the
+    learning-rate schedule is the server's, so that all sites are there at the same time.
+
+    Args:
+        config: The whole configuration.
+        method: The aggregation method.
+        training: Which of the site's trainings it is, from 1.
+        version: Steps of the server before the adapter that goes with it.
+    """
+    steps = config.training.steps_per_round
+    return TrainRequest(
+        round=training,
+        factors=method.factors(1),
+        first_step=version * steps,
         total_steps=config.federation.rounds * steps,
     )

@@ -24,12 +24,14 @@ class RoundFiles:
         state_dir: Folder of what sites remember.
         site: The site's name.
         kind: What the files hold, such as ``moments``.
+        kept: Of how many rounds files are kept.
     """
 
     KEPT_ROUNDS = 3
     """The server may go back by as many rounds as it has checkpoints, and one more is in the making."""
 
-    def __init__(self, state_dir: Path, site: str, kind: str) -> None:
+    def __init__(self, state_dir: Path, site: str, kind: str, *, kept: int = KEPT_ROUNDS) -> None:
+        self._kept = kept
         self._folder, self._prefix = state_dir, f"{quote(site, safe='')}.{kind}."
 
     def before(self, round_number: int) -> Path | None:
@@ -43,7 +45,7 @@ class RoundFiles:
         write_atomic(self._folder / f"{self._prefix}{round_number:06}{_SUFFIX}", data)
         known = sorted(self._files())
         later = [path for number, path in known if number > round_number]
-        old = [path for number, path in known if number <= round_number][: -self.KEPT_ROUNDS]
+        old = [path for number, path in known if number <= round_number][: -self._kept]
         for path in (*later, *old):
             path.unlink()
 

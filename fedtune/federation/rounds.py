@@ -30,10 +30,19 @@ from fedtune.federation.round_sum import RoundSum
 from fedtune.federation.sampling import sample_clients
 from fedtune.federation.secure import policy_of
 from fedtune.federation.secure_round import OpenedSum, SecureCoordinator
+from fedtune.federation.speed import RoundClock
 from fedtune.federation.uplink import read_uplink, uplink_spec
 from fedtune.federation.wire import TrainReply, TrainRequest, arrays_of
 from fedtune.models.adapter import Adapter, AdapterSpec
-from fedtune.observability.events import QuorumMissed, RoundFinished, RoundStarted, SecurePromise, Split
+from fedtune.observability.events import (
+    QuorumMissed,
+    RoundFinished,
+    RoundStarted,
+    SecurePromise,
+    Split,
+    effective_events,
+    read_events,
+)
 from fedtune.observability.run_directory import RunDirectory
 from fedtune.secagg.promise import promise
 from fedtune.training.delta import Delta
@@ -72,6 +81,7 @@ class Federation:
     _members: Membership = field(init=False)
     _base_hash: str = field(init=False, default="")
     _carried: Carried = field(init=False, default_factory=dict)
+    _clock: RoundClock = field(init=False)
 
     def __post_init__(self) -> None:
         timeout = self.config.federation.round_timeout_seconds
@@ -92,6 +102,7 @@ class Federation:
             RunError: The run directory cannot be written; complete rounds are kept.
         """
         rounds, every = self.config.federation.rounds, self.config.evaluation.every_rounds
+        self._clock = RoundClock(self.config, effective_events(read_events(self.run.events.path)))
         if start.round > 0:
             self._members.base_hash = base_of_earlier_rounds(self.run.events.path)
         self._greet()
@@ -253,6 +264,7 @@ class Federation:
     def _trained(
         self, name: str, reply: TrainReply, *, weight: float, up: int, down: int, norm: float | None
     ) -> None:
+        self._clock.trained(name)
         self.run.events.append(
             trained(name, reply, round_number=reply.round, weight=weight, up=up, down=down, norm=norm)
         )
@@ -270,4 +282,5 @@ class Federation:
 
     def _finish_round(self, round_number: int, adapter: Adapter, *, evaluate: bool) -> None:
         loss = loss_at_sites(self._sites, round_number, adapter, self._carried) if evaluate else None
-        self.run.events.append(RoundFinished(round=round_number, held_out_loss=loss))
+        reached = self._clock.finished()
+        self.run.events.append(RoundFinished(round=round_number, held_out_loss=loss, virtual_seconds=reached))

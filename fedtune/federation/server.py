@@ -15,10 +15,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from pydantic import TypeAdapter
 
+from fedtune.aggregation.registry import aggregator
 from fedtune.aggregation.steered import configured_aggregator
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_from_json
 from fedtune.errors import FedtuneError
+from fedtune.federation.asynchronous import AsynchronousFederation
 from fedtune.federation.checkpoint import Checkpoint, load_checkpoint
 from fedtune.federation.rounds import Federation
 from fedtune.federation.run_config import CLIENTS_KEY, CONFIG_KEY, SPLIT_KEY
@@ -106,7 +108,7 @@ def run_federation(
         registered: As `Federation`.
 
     Raises:
-        FedtuneError: As `Federation.run_rounds` and `load_checkpoint`.
+        FedtuneError: As `Federation.run_rounds`, `AsynchronousFederation.run_steps` and `load_checkpoint`.
     """
     spec = adapter_spec(config.model, config.peft)
     if secure is None and config.secagg.enabled:
@@ -114,6 +116,17 @@ def run_federation(
         secure = secure_coordinator(
             config, run, roster=folder / ROSTER_FILE, identity=folder / COORDINATOR_KEY
         )
+    if config.asynchronous.name != "none":
+        return AsynchronousFederation(
+            grid=grid,
+            config=config,
+            run=run,
+            spec=spec,
+            aggregator=aggregator(config.aggregation),
+            expected_clients=expected_clients,
+            split=split,
+            registered=registered,
+        ).run_steps(_start(config, run, spec))
     return Federation(
         grid=grid,
         config=config,

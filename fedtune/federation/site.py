@@ -77,7 +77,8 @@ class WalkPosition:
 
     KEPT_ROUNDS = 8
 
-    def __init__(self, state_dir: Path, site: str) -> None:
+    def __init__(self, state_dir: Path, site: str, *, kept: int = KEPT_ROUNDS) -> None:
+        self._kept = kept
         self._path = state_dir / f"{quote(site, safe='')}.json"
 
     def before(self, round_number: int) -> int:
@@ -89,7 +90,7 @@ class WalkPosition:
         """Record that after this round ``end`` steps are taken; later rounds are forgotten."""
         kept = {done: at for done, at in self._read().items() if done < round_number}
         kept[round_number] = end
-        newest = dict(sorted(kept.items())[-self.KEPT_ROUNDS :])
+        newest = dict(sorted(kept.items())[-self._kept :])
         body = {"v": 1, "steps_after_round": {str(done): at for done, at in newest.items()}}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self._path, json.dumps(body).encode())

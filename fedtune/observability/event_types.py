@@ -154,6 +154,12 @@ class ClientTrained(Event):
     downlink_bytes: Count
     delta_norm: Measured
     """L2 norm over all tensors of the delta; null under secure aggregation."""
+    training: Count | None = None
+    """Which of this client's trainings it was, from 1; null in rounds, of which each has one."""
+    staleness: Count | None = None
+    """Steps of the server between the adapter that it began with and its arrival; null in rounds."""
+    virtual_seconds: Seconds | None = None
+    """Virtual time at which it arrived; null in rounds and in a deployment."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -235,6 +241,8 @@ class RoundFinished(Event):
     round: Count
     held_out_loss: Measured
     """Unweighted mean over sites; null where this round was not evaluated."""
+    virtual_seconds: Seconds | None = None
+    """Virtual time at which it was aggregated; null without a virtual clock."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -199,7 +199,9 @@ def _stays(event: Event, keep_rounds: int) -> bool:
 def _identity(event: Event) -> tuple[object, ...]:
     """Two events with the same identity tell the same thing; the later one stands."""
     match event:
-        case ClientTrained() | ClientEvaluated():
+        case ClientTrained():
+            return (event.name_on_disk, event.round, event.client, event.training)
+        case ClientEvaluated():
             return (event.name_on_disk, event.round, event.client)
         case ClientFailed():
             return (event.name_on_disk, event.round, event.client, event.stage)

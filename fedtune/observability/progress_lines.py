@@ -53,11 +53,7 @@ def event_text(event: Event, state: ProgressState) -> str:
         case SecureSum():
             text = f"{round_text(event.round, state)}  {_secure(event)}"
         case RoundFinished():
-            parts = [time_left(state, event.time)]
-            if event.held_out_loss is not None:
-                parts.insert(0, f"held-out loss {wording.loss(event.held_out_loss)}")
-            what = "finished" if event.round else "evaluated"
-            text = ", ".join([f"{round_text(event.round, state)}  {what}", *filter(None, parts)])
+            text = _finished(event, state)
         case BaselineFinished():
             text = _baseline(event)
         case RunFinished():
@@ -84,6 +80,16 @@ def time_left(state: ProgressState, now: float) -> str:
 def printable(text: str) -> str:
     """Keep control characters off the terminal: names and reasons may come from another machine."""
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _finished(event: RoundFinished, state: ProgressState) -> str:
+    parts = (
+        "" if event.held_out_loss is None else f"held-out loss {wording.loss(event.held_out_loss)}",
+        "" if event.virtual_seconds is None else f"virtual time {wording.seconds(event.virtual_seconds)}",
+        time_left(state, event.time),
+    )
+    what = "finished" if event.round else "evaluated"
+    return ", ".join([f"{round_text(event.round, state)}  {what}", *filter(None, parts)])
 
 
 def _failure(event: ClientFailed | QuorumMissed) -> str:
@@ -130,7 +136,7 @@ def _training(event: ClientTrained, state: ProgressState) -> str:
         if event.loss_after is None
         else f"loss {wording.loss(event.loss_before)} → {wording.loss(event.loss_after)}",
         None if speed is None else f"{wording.count(speed)} tokens/s",
-        f"{done} of {len(state.clients)}",
+        f"{done} of {len(state.clients)}" if event.staleness is None else f"staleness {event.staleness}",
         time_left(state, event.time),
     )
     return ", ".join(filter(None, parts))

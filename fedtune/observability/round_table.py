@@ -31,7 +31,9 @@ def round_table(kept: Iterable[Event]) -> list[dict[str, Any]]:
     Returns:
         Rows with ``round``, ``finished``, ``clients`` (those whose delta counted), ``failed``, ``factors``,
         ``held_out_loss`` (mean over the sites evaluated), ``held_out_losses`` (by site), ``loss_before`` and
-        ``loss_after`` (training loss, means over clients), ``aggregation_error``, ``exact``, ``tokens``,
+        ``loss_after`` (training loss, means over clients), ``aggregation_error``, ``exact``, ``staleness``
+        (of each update, where sites train at their own pace), ``virtual_seconds`` (when it was aggregated, by
+        a simulation's virtual clock), ``tokens``,
         ``tokens_per_second``, ``uplink_bytes`` and ``downlink_bytes`` (sums), ``secure`` (whether a secure
         sum was opened, false where the round is burnt, None in a plain round), ``peak_memory_mib``, and
         where the time went: ``training_seconds``, ``evaluation_seconds``, ``other_seconds``.
@@ -67,7 +69,8 @@ def _row(number: int, events: Sequence[Event]) -> dict[str, Any]:
     tokens = total(event.tokens for event in trained)
     secure = next((event for event in events if isinstance(event, SecureSum)), None)
     travelled: list[ClientTrained | SecureSum] = [*trained, *([secure] if secure else [])]
-    clients = list(secure.clients) if secure else [event.client for event in trained]
+    counted = dict.fromkeys(event.client for event in trained)  # once, who came more than once
+    clients = list(secure.clients) if secure else list(counted)
     peaks = [event.peak_memory_mib for event in trained if event.peak_memory_mib is not None]
     return {
         "round": number,
@@ -86,6 +89,8 @@ def _row(number: int, events: Sequence[Event]) -> dict[str, Any]:
         "loss_after": mean(event.loss_after for event in trained),
         "aggregation_error": aggregated.aggregation_error if aggregated else None,
         "exact": aggregated.exact if aggregated else None,
+        "staleness": [event.staleness for event in trained if event.staleness is not None],
+        "virtual_seconds": finished.virtual_seconds if finished else None,
         "tokens": tokens,
         "tokens_per_second": tokens / training if tokens is not None and training > 0 else None,
         "uplink_bytes": sum(event.uplink_bytes for event in travelled),

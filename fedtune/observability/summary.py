@@ -67,6 +67,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         "overhead_fraction": overhead_fraction(recorded),
         **_losses(kept),
         **_aggregation(kept),
+        **_pace(kept),
         **_work(kept),
         **_secure(kept),
         "peak_memory_mib": max(peaks, default=None),
@@ -154,6 +155,18 @@ def _aggregation(kept: Sequence[Event]) -> dict[str, Any]:
         "aggregation_error": max((error for error in errors if error is not None), default=None),
         "aggregation_errors": errors,
         "exact": all(event.exact for event in aggregated) if aggregated else None,
+    }
+
+
+def _pace(kept: Sequence[Event]) -> dict[str, Any]:
+    late = [event.staleness for event in _of(kept, ClientTrained) if event.staleness is not None]
+    reached = [
+        event.virtual_seconds for event in _of(kept, RoundFinished) if event.virtual_seconds is not None
+    ]
+    return {
+        "virtual_seconds": max(reached, default=None),
+        "staleness_mean": mean(late),
+        "staleness_max": max(late, default=None),
     }
 
 

@@ -85,6 +85,12 @@ def _cost(summary: Mapping[str, Any]) -> Table:
         rows["secure aggregation"] = f"{summary['secure_rounds']} rounds opened" + (
             f", burnt: {burnt}" if burnt else ""
         )
+    if summary["virtual_seconds"] is not None:
+        rows["virtual time"] = wording.seconds(summary["virtual_seconds"])
+    if summary["staleness_max"] is not None:
+        rows["staleness of updates"] = (
+            f"{summary['staleness_mean']:.2g} steps on average, {summary['staleness_max']} at most"
+        )
     for name, value in rows.items():
         table.add_row(Text(name, style="dim"), value)
     return table

@@ -51,6 +51,14 @@ def baseline_learning_rate(config: Config, kind: Literal["local", "centralized"]
     return config.baseline_learning_rates.get(kind, config.training.learning_rate)
 
 
+def _trainings(config: Config, *, sites: int, active: int) -> int:
+    """Return how often the federation lets so many of its sites train, in all; under FedBuff on average."""
+    rounds, pace = config.federation.rounds, config.asynchronous
+    if pace.name == "none":
+        return rounds * active
+    return max(1, rounds * pace.buffer * active // sites)
+
+
 def run_baseline(sites: VirtualSites, baseline: Baseline) -> BaselineFinished:
     """Train and test one baseline, from the same seeded start as the federation."""
     kind, index = baseline
@@ -59,7 +67,7 @@ def run_baseline(sites: VirtualSites, baseline: Baseline) -> BaselineFinished:
     chosen = every if index is None else [every[index]]
     rows: list[TokenizedExample] = [row for site in chosen for row in site.train]
     active = sum(1 for site in chosen if site.train)
-    steps = config.federation.rounds * config.training.steps_per_round * active
+    steps = config.training.steps_per_round * _trainings(config, sites=len(sites), active=active)
     name = "centralized" if index is None else chosen[0].name
     started = time.perf_counter()
     set_threads(sites.threads)

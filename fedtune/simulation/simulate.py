@@ -189,6 +189,7 @@ def _require_named_sites(config: Config, sites: VirtualSites) -> None:
     named = {
         "aggregation.site_ranks": set(config.aggregation.site_ranks),
         "attack.sites": set(config.attack.sites),
+        "speed.sites": set(config.speed.sites),
     }
     problems = [
         Problem(

@@ -25,7 +25,7 @@ def test_every_method_has_a_row_that_says_how_it_is_exact(method: str) -> None:
     )
 
 
-@pytest.mark.parametrize("group", ["defence", "server_optimizer", "attack"])
+@pytest.mark.parametrize("group", ["defence", "server_optimizer", "attack", "asynchronous", "speed"])
 def test_every_option_is_named(group: str) -> None:
     for option in options(group, (config_dir(),)):
         assert option == "none" or option in PAGE, f"{group}={option}"

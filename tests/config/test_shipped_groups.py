@@ -14,6 +14,7 @@ from fedtune.errors import ConfigError
 NEEDED = {
     "data=files": ["data.files=[rows.jsonl]", "partition=iid"],
     "partition=natural": ["partition.column=site"],
+    "asynchronous=fedbuff": ["speed=lognormal"],
     "defence=bulyan": ["partition=iid", "partition.clients=7"],
 }
 

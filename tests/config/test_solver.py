@@ -24,6 +24,11 @@ SETTINGS = (
     ["updates=int8"],
     ["updates=int8", "updates.error_feedback=false"],
     ["updates=int4", "secagg=on"],
+    ["asynchronous=fedbuff", "speed=lognormal"],
+    ["asynchronous=fedbuff"],
+    ["asynchronous=fedbuff", "speed=equal", "secagg=on"],
+    ["asynchronous=fedbuff", "speed=equal", "updates=int8"],
+    ["asynchronous=fedbuff", "backend=deployment", "secagg=off"],
     ["backend=deployment", "secagg=off"],
     ["backend=deployment", "secagg=on"],
 )
@@ -91,6 +96,19 @@ def test_the_table_is_complete() -> None:
         (["attack=zero", "attack.sites=[a]", "secagg=on"], "takes none in clear"),
         (["attack=zero", "attack.sites=[a]", "updates=int8"], "holds integers and scales"),
         (["attack=zero", "attack.sites=[a]", "backend=deployment"], "sites of a deployment do not"),
+        (["asynchronous=fedbuff", "aggregation=svd"], "more of the updates than a mean of deltas"),
+        (["asynchronous=fedbuff", "aggregation=alternating"], "updates of both would meet in one buffer"),
+        (["asynchronous=fedbuff", "aggregation=zero_padding"], "drops rows of the adapter"),
+        (["asynchronous=fedbuff", "aggregation=fedsa"], "no round in common"),
+        (["asynchronous=fedbuff", "secagg=on"], "weighs each update by when it came"),
+        (["asynchronous=fedbuff", "defence=median"], "those of a buffer began at several"),
+        (["asynchronous=fedbuff", "updates=int8"], "may count less, or be refused as too old"),
+        (["asynchronous=fedbuff", "aggregation.error_meter=true"], "updates of a buffer began"),
+        (["asynchronous=fedbuff", "federation.clients_per_round=2"], "as soon as it is free"),
+        (["asynchronous=fedbuff"], "has to know when each site is done"),
+        (["asynchronous=fedbuff", "backend=ray"], "one after another"),
+        (["speed=equal", "backend=deployment"], "sites of a deployment have their own"),
+        (["speed.sites={ear: 2.0}"], "speed.sites would be ignored"),
         (["aggregation=core", "updates=int8"], "a rank x rank matrix, which is small as it is"),
         (["aggregation=sketch", "updates=int4"], "a site sends sketches"),
         (["aggregation=svd", "updates=int8"], "into other coordinates every round"),
@@ -103,6 +121,15 @@ def test_other_combinations_that_cannot_be_are_refused_with_a_fix_that_can(
 ) -> None:
     _, problems = judged(overrides)
     assert any(said in problem.what for problem in problems)
+
+
+def test_own_pace_is_possible_for_means_of_one_kind_of_delta_and_the_refusal_names_them() -> None:
+    pace = ["asynchronous=fedbuff", "speed=equal"]
+    possible = [name for name in METHODS if not judged([f"aggregation={name}", *pace])[1]]
+    assert possible == [name for name, known in METHODS.items() if known.why_not_asynchronous is None]
+    assert possible == ["fedavg", "ffa", "core"]
+    _, (problem,) = judged(["aggregation=svd", *pace])
+    assert problem.fix == "choose one of fedavg, ffa, core, or asynchronous=none"
 
 
 def test_a_defence_that_cannot_be_is_answered_with_the_most_that_it_bears() -> None:

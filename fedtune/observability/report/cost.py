@@ -154,6 +154,9 @@ def _memory(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    late = any(row["staleness"] for row in rows)
+    virtual = any(row["virtual_seconds"] is not None for row in rows)
+
     def cells(row: Mapping[str, Any]) -> list[Child]:
         seconds = row["training_seconds"] + row["evaluation_seconds"] + row["other_seconds"]
         error = row["aggregation_error"]
@@ -170,6 +173,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Markup:
             wording.bytes_(row["uplink_bytes"]) if row["clients"] else wording.ABSENT,
             wording.count(row["tokens_per_second"]),
             wording.seconds(seconds),
+            *([", ".join(map(str, row["staleness"])) or wording.ABSENT] if late else []),
+            *([wording.seconds(row["virtual_seconds"])] if virtual else []),
         ]
 
     return table(
@@ -177,6 +182,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Markup:
         [
             "Round", "Sites counted", "Failed", "Factors", "Held-out loss", "Training loss",
             "Aggregation error", "Sent up", "Tokens/s", "Time",
+            *(["Staleness"] if late else []), *(["Virtual time"] if virtual else []),
         ],
         [cells(row) for row in rows],
         words=(0, 2, 3),
