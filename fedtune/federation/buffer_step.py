@@ -9,7 +9,7 @@ from flwr.app import Message, RecordDict
 
 from fedtune.aggregation.base import Aggregator
 from fedtune.config.schema import Config
-from fedtune.errors import FederationError, Problem
+from fedtune.errors import FederationError, Problem, UpdateError
 from fedtune.federation.buffer_filling import Filling
 from fedtune.federation.dialogue import Dialogue, reply_of
 from fedtune.federation.downlink import downlink
@@ -100,9 +100,15 @@ class BufferStep:
         staleness, most = self.number - 1 - training.version, self.config.asynchronous.max_staleness
         if most is not None and staleness > most:
             self.flight.ended(training)
-            what = f"its update began {staleness} steps of the server ago, and at most {most} are allowed"
-            self.sites.fail("train", self.number, name, "FT523", what)
-            return
+            raise UpdateError(
+                Problem(
+                    code="FT523",
+                    what=f"its update began {staleness} steps of the server ago, and at most {most} are "
+                    "allowed",
+                    where=f"round {self.number}, client {name}, asynchronous.max_staleness",
+                    fix="raise asynchronous.buffer or asynchronous.max_staleness, if it happens often",
+                )
+            )
         where = f"round {self.number}, client {name}"
         record, current = arrays_of(message), self.filling.current
         sent = uplink_spec(self.config, self.spec, name)

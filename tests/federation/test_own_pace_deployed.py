@@ -127,7 +127,7 @@ def of(folder: Path, kind):  # type: ignore[no-untyped-def]
 
 
 def test_a_late_site_holds_nobody_up_and_counts_with_its_staleness(tmp_path: Path) -> None:
-    slow = Slow(seconds={4: 40.0})
+    slow = Slow(seconds={4: 12.0})
     run(tmp_path / "run", config(), slow)
     trained = of(tmp_path / "run", ClientTrained)
     assert len(trained) == 4 * 3
@@ -156,8 +156,9 @@ def test_a_silent_site_is_named_at_its_deadline_and_asked_in_the_next_step(tmp_p
 
 
 def test_the_contract_holds_where_too_few_are_left(tmp_path: Path) -> None:
+    slow = Slow(seconds={2: 400.0, 3: 400.0, 4: NEVER})
     with pytest.raises(FederationError, match=r"2 usable replies where 3 are required; failed: site2 at tr"):
-        run(tmp_path / "run", config(round_attempts=1), Slow(seconds={4: NEVER}))
+        run(tmp_path / "run", config(round_attempts=1), slow)
     away = Slow(offline={3, 4})
     with pytest.raises(FederationError, match="1 of 3 clients appeared"):
         run(tmp_path / "away", config(min_replies=2), away)
