@@ -62,17 +62,20 @@ def costs(config: Config, spec: AdapterSpec, clients: int) -> Costs:
     travelling = sum(sent.parameters(factors) for factors in known.schedule) // len(known.schedule)
     sizes = [[prod(sent.shapes[name]) for name in sent.names(factors)] for factors in known.schedule]
     beside = _side_car_parameters(config, known, spec, clients)
+    variates = travelling if config.training.control_variates else 0
     streams = (known.summable or known.sketches) and config.defence.name == "none"
     held = 2 * _DOUBLE * travelling + itemsize * travelling if streams else clients * itemsize * travelling
     flops, scratch = _work(config, known, spec, clients, travelling)
     return Costs(
         clients=clients,
-        uplink_bytes=sum(update_bytes(config, each, itemsize=itemsize) for each in sizes) // len(sizes),
-        downlink_bytes=(spec.parameters() + beside) * itemsize,
+        uplink_bytes=sum(update_bytes(config, each, itemsize=itemsize) for each in sizes) // len(sizes)
+        + variates * itemsize,
+        downlink_bytes=(spec.parameters() + beside + variates) * itemsize,
         server_flops=flops,
         server_memory_bytes=held
         + scratch
-        + _STATES[config.server_optimizer.name] * _DOUBLE * spec.parameters(),
+        + _STATES[config.server_optimizer.name] * _DOUBLE * spec.parameters()
+        + 2 * _DOUBLE * variates,
         streams=streams,
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedtune.aggregation.base import Aggregator
 from fedtune.aggregation.carrying import Carried
+from fedtune.aggregation.control import ControlledAggregator
 from fedtune.aggregation.linear import WeightedMean
 from fedtune.aggregation.registry import aggregator
 from fedtune.aggregation.robust import RobustMean
@@ -23,16 +24,20 @@ from fedtune.training.delta import Delta
 __all__ = ["SteeredAggregator", "SteeredRound", "configured_aggregator"]
 
 
-def configured_aggregator(config: Config) -> Aggregator:
-    """Return the method of a configuration, with its defence and its server optimizer.
+def configured_aggregator(config: Config, *, sites: int) -> Aggregator:
+    """Return the method of a configuration, with its defence, its server optimizer and control variates.
+
+    Args:
+        config: The whole configuration.
+        sites: Sites of the federation.
 
     Raises:
         ConfigError: As `fedtune.aggregation.registry.aggregator`.
     """
     method = aggregator(config.aggregation)
-    if config.defence.name == "none" and config.server_optimizer.name == "none":
-        return method
-    return SteeredAggregator(method=method, defence=config.defence, optimizer=config.server_optimizer)
+    if config.defence.name != "none" or config.server_optimizer.name != "none":
+        method = SteeredAggregator(method=method, defence=config.defence, optimizer=config.server_optimizer)
+    return ControlledAggregator(method=method, sites=sites) if config.training.control_variates else method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fedtune.config.methods import method
 from fedtune.config.schema import Config, UpdatesConfig
 
-__all__ = ["clients_in_a_round", "clip_bound", "kept_rounds", "quantized_sizes", "update_bytes"]
+__all__ = [
+    "clients_in_a_round",
+    "clip_bound",
+    "keeps_own_model",
+    "kept_rounds",
+    "most_steps",
+    "quantized_sizes",
+    "update_bytes",
+]
 
 _SCALE_BYTES = 4
 
@@ -39,6 +48,19 @@ def kept_rounds(config: Config, *, least: int) -> int:
     if config.asynchronous.name == "none":
         return least
     return max(least, config.asynchronous.buffer + 4)
+
+
+def keeps_own_model(config: Config) -> bool:
+    """Say whether each site has a model of its own in the end."""
+    return config.personal.name != "none" or bool(method(config.aggregation.method).kept)
+
+
+def most_steps(config: Config) -> int:
+    """Return the most optimizer steps that one request asks of a site, those of its own model included."""
+    shared, personal = config.training.steps_per_round, config.personal
+    if personal.name == "ditto":
+        return 2 * shared
+    return max(shared, personal.steps) if personal.name == "fine_tuning" else shared
 
 
 def quantized_sizes(updates: UpdatesConfig, values: int) -> tuple[int, int]:

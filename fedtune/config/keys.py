@@ -28,6 +28,7 @@ GROUPS = (
     "aggregation",
     "defence",
     "server_optimizer",
+    "personal",
     "federation",
     "asynchronous",
     "speed",

@@ -73,6 +73,12 @@ class Method:
             return "keeps factors at each site by round, and sites have no round in common"
         return None
 
+    @property
+    def trained(self) -> Factors:
+        """All factors that some round trains, those that a site keeps included."""
+        found = {factor for factors in (*self.schedule, self.kept) for factor in factors}
+        return tuple(factor for factor in BOTH if factor in found)
+
 
 _SIDE_CAR_IS_UNBOUNDED = "the memory limit in a site's policy does not count a side-car yet"
 
@@ -118,7 +124,6 @@ METHODS: dict[str, Method] = {
         summable=True,
         exact=False,
         kept=("B",),
-        why_not_deployed="a deployed site cannot write out the model that is its own yet",
         travels="A",
         needs="a sum; a disk at each site",
         source="FedSA-LoRA, Guo et al., ICLR 2025, arXiv:2410.01463",

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from fedtune.config.aggregation_rules import AGGREGATION_RULES, Finding
 from fedtune.config.derived import clients_in_a_round
 from fedtune.config.keys import similar
+from fedtune.config.local_rules import LOCAL_RULES
 from fedtune.config.methods import METHODS, method
 from fedtune.config.pace_rules import PACE_RULES
 from fedtune.config.schema import Config
@@ -382,6 +383,7 @@ _RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _metrics,
     *AGGREGATION_RULES,
     *PACE_RULES,
+    *LOCAL_RULES,
     _secagg,
     _updates,
     _backend,

@@ -27,6 +27,7 @@ __all__ = [
     "ModelConfig",
     "PartitionConfig",
     "PeftConfig",
+    "PersonalConfig",
     "SecAggConfig",
     "ServerOptimizerConfig",
     "SpeedConfig",
@@ -170,8 +171,8 @@ class TrainingConfig:
     """Pack rows end to end with block-diagonal attention, so that no padding is computed;
     otherwise rows of like length are batched and padded."""
 
-    optimizer: Literal["adamw", "adamw8bit"]
-    """AdamW, with 32-bit or 8-bit states."""
+    optimizer: Literal["adamw", "adamw8bit", "sgd"]
+    """AdamW, with 32-bit or 8-bit states; or plain stochastic gradient descent, which has none."""
 
     keep_optimizer_state: bool
     """Go on with the optimizer's moments of the site's last round; they lie on the site's disk, twice the
@@ -201,6 +202,10 @@ class TrainingConfig:
 
     proximal_mu: NonNegativeFloat
     """FedProx: weight of (mu / 2) * ||w - w_received||^2; 0 switches it off."""
+
+    control_variates: bool
+    """SCAFFOLD: correct each gradient by what the site's gradients differ from the federation's. Two more
+    tensors travel for each of an update's: the mean of the variates down, the change of the site's own up."""
 
     threads: PositiveInt | None
     """CPU threads of a training process; null takes the physical cores."""
@@ -315,7 +320,24 @@ class SpeedConfig:
     """Seconds that a step takes at sites whose speed is given; the others' are drawn from the seed."""
 
 
-Metric = Literal["examples", "tokens", "train_loss", "held_out_loss", "peak_memory"]
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PersonalConfig:
+    name: Literal["none", "ditto", "fine_tuning"]
+    """A model of its own that each site trains and keeps: beside every round, pulled to the global adapter
+    (``ditto``), or from the final one after the last round (``fine_tuning``). It never leaves the site."""
+
+    pull: NonNegativeFloat
+    """``ditto``: weight lambda of (lambda / 2) * ||v - w_received||^2; 0 trains alone, and a large one stays
+    at the global adapter."""
+
+    steps: PositiveInt
+    """``fine_tuning``: optimizer steps after the last round."""
+
+    learning_rate: PositiveFloat | None
+    """Peak learning rate of the own model; null takes ``training.learning_rate``."""
+
+
+Metric = Literal["examples", "tokens", "train_loss", "held_out_loss", "personal_loss", "peak_memory"]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -367,8 +389,9 @@ class FederationConfig:
     """How long the server waits for a round's replies."""
 
     metrics: tuple[Metric, ...]
-    """What a site says beside its update: numbers of examples and of tokens, losses of training, its
-    held-out loss, its peak memory. What is not named does not leave the site."""
+    """What a site says beside its update: numbers of examples and of tokens, losses of training,
+    held-out loss of the global model and of its own (``personal_loss``), peak memory. What is not named does
+    not leave the site."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -443,6 +466,7 @@ class Config:
     aggregation: AggregationConfig
     defence: DefenceConfig
     server_optimizer: ServerOptimizerConfig
+    personal: PersonalConfig
     federation: FederationConfig
     asynchronous: AsynchronousConfig
     speed: SpeedConfig

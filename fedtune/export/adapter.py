@@ -20,7 +20,7 @@ from fedtune.models.adapter import Adapter, AdapterSpec
 from fedtune.models.core import without_core
 from fedtune.observability.disk import write_folder_atomic
 
-__all__ = ["save_adapter", "save_global"]
+__all__ = ["WEIGHTS_FILE", "save_adapter", "save_global"]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -147,7 +147,9 @@ def _quantization(config: Config) -> list[tuple[str, str]]:
 
 def _sites(summary: Mapping[str, Any]) -> str:
     better = {True: "yes", False: "no", None: _NOT_MEASURED}
-    keys = ("base", "federated", "local", "centralized")
+    keys = ["base", "federated", "local", "centralized"]
+    if any(site["personalised"] is not None for site in summary["sites"].values()):
+        keys.insert(2, "personalised")
     rows = [
         (
             name,
@@ -163,7 +165,8 @@ def _sites(summary: Mapping[str, Any]) -> str:
     return (
         "## Sites\n\n"
         "Held-out loss in nats per response token: of the base, of this adapter, of an adapter trained at "
-        "the site alone, and of one trained on all data in one place.\n\n" + _table(header, rows)
+        "the site alone, and of one trained on all data in one place; personalised is the site's own model, "
+        "which it keeps.\n\n" + _table(header, rows)
     )
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -18,18 +16,18 @@ from flwr.clientapp import ClientApp
 import fedtune
 from fedtune.aggregation.ranks import full_delta
 from fedtune.config.derived import kept_rounds
-from fedtune.config.methods import method
-from fedtune.data.seeds import derive_seed
-from fedtune.data.tokenize import TokenizedExample
 from fedtune.errors import DataError, FedtuneError, Problem, SecureAggregationError, TrainingError
-from fedtune.evaluation.loss import held_out_loss
-from fedtune.federation.downlink import placed, received
-from fedtune.federation.optimizer_memory import OptimizerMemory
-from fedtune.federation.own_factors import OwnFactors
-from fedtune.federation.residual_memory import ResidualMemory
-from fedtune.federation.round_files import RoundFiles
+from fedtune.evaluation.loss import HeldOutLoss, held_out_loss
+from fedtune.federation.downlink import GlobalModel, placed
+from fedtune.federation.local_round import encoded, fit, read_global, reply_of
+from fedtune.federation.personal import (
+    fine_tune,
+    is_fine_tuning,
+    own_adapter,
+    own_model,
+    write_own_model,
+)
 from fedtune.federation.site import Site, WalkPosition
-from fedtune.federation.uplink import rank_of_site, uplink
 from fedtune.federation.wire import (
     PROTOCOL,
     EvaluateReply,
@@ -46,14 +44,11 @@ from fedtune.federation.wire import (
     with_frame,
 )
 from fedtune.models.adapted import AdaptedModel
-from fedtune.models.adapter import Adapter
+from fedtune.models.adapter import Adapter, Factor
 from fedtune.models.hardware import release_memory, set_threads
 from fedtune.training.delta import Delta
-from fedtune.training.train import train
 from fedtune.training.walk import examples_for_round
-from fedtune.updates.codec import to_arrays
-from fedtune.updates.encode import Encoded, encode
-from fedtune.updates.protect import Protected, protect
+from fedtune.updates.protect import protect
 
 __all__ = ["build_client_app"]
 
@@ -143,7 +138,9 @@ def _hello(message: Message, site: Site) -> Message:
 def _train(message: Message, site: Site) -> Message:
     request = parse(message, TrainRequest)
     model = site.model()
-    adapter, side_car = _global_model(message, site, model)
+    if is_fine_tuning(request, site.config):
+        return _fine_tune(message, request, site, model)
+    start = _global_model(message, site, model, request.factors)
     kept = kept_rounds(site.config, least=WalkPosition.KEPT_ROUNDS)
     position = WalkPosition(site.state_dir, site.name, kept=kept)
     walk = examples_for_round(
@@ -157,80 +154,31 @@ def _train(message: Message, site: Site) -> Message:
     steps = [[site.train[row] for row in rows] for rows in walk.steps]
     secure = site.secure
     if secure is None:
-        with _trainable(site, model, adapter, side_car, request.round):
-            reply, update = _fit(request, site, model, steps)
-        record = to_arrays(_encoded(request, site, update))
+        trained = fit(request, site, model, start, steps)
+        record = encoded(request, site, trained)
         position.advance(request.round, walk.end)
-        return Message(content(reply, site.lie(record) if site.lie else record), reply_to=message)
+        return Message(content(trained.reply, site.lie(record) if site.lie else record), reply_to=message)
     frame = frame_of(message)
-    secure.admit(request, adapter, site.config, model.spec)
+    secure.admit(request, start.adapter, site.config, model.spec)
     rows = [row for step in steps for row in step]
-    facts = secure.facts(request, adapter, rows, config=site.config, base_hash=model.info.hash)
+    facts = secure.facts(request, start.adapter, rows, config=site.config, base_hash=model.info.hash)
     if secure.member.holds(facts):
         reply = _held(request, site)
     else:
-        with _trainable(site, model, adapter, side_car, request.round):
-            reply, update = _fit(request, site, model, steps)
-        update = protect(full_delta(Delta(tensors=update.tensors), adapter, "kept"))
+        trained = fit(request, site, model, start, steps)
+        reply, of_site = trained.reply, Delta(tensors=trained.update.tensors)
+        update = protect(full_delta(of_site, start.adapter, "kept"))
         secure.hold(update, facts, request, site.config, model.spec)
         position.advance(request.round, walk.end)
     return Message(with_frame(content(reply), secure.member.handle(frame)), reply_to=message)
 
 
-def _fit(
-    request: TrainRequest,
-    site: Site,
-    model: AdaptedModel,
-    steps: Sequence[Sequence[TokenizedExample]],
-) -> tuple[TrainReply, Protected]:
-    """Train what is placed on the model on a round's rows; returns what the site says, and the update."""
-    kept = kept_rounds(site.config, least=RoundFiles.KEPT_ROUNDS)
-    memory = OptimizerMemory(site.state_dir, site.name, kept=kept)
-    known = method(site.config.aggregation.method)
-    keeps = site.config.training.keep_optimizer_state and not known.resets_moments
+def _fine_tune(message: Message, request: TrainRequest, site: Site, model: AdaptedModel) -> Message:
+    """Take the steps after the last round, of which nothing is sent."""
+    start = _global_model(message, site, model, ())
     started = time.time()
-    result = train(
-        model,
-        steps,
-        config=site.config.training,
-        factors=(*request.factors, *known.kept),
-        first_step=request.first_step,
-        total_steps=request.total_steps,
-        seed=derive_seed(site.config.seed, "train", site.name, request.round),
-        moments=memory.before(request.round) if keeps else None,
-        on_step=None if site.on_step is None else partial(site.on_step, site.name, request.round),
-    )
-    reply = TrainReply(
-        site=site.name,
-        round=request.round,
-        examples=site.told("examples", result.examples),
-        tokens=site.told("tokens", result.tokens),
-        response_tokens=site.told("tokens", result.response_tokens),
-        steps=result.steps,
-        loss_before=site.told("train_loss", result.loss_before),
-        loss_after=site.told("train_loss", result.loss_after),
-        started=started,
-        finished=time.time(),
-        peak_memory_mib=site.told("peak_memory", result.peak_memory_mib),
-    )
-    update = protect(uplink(site.config, model, result.delta, request.factors))
-    if keeps and result.moments is not None:
-        memory.keep(request.round, result.moments)
-    if known.kept:
-        own = OwnFactors(site.state_dir, site.name)
-        own.keep_own(request.round, model.read_adapter(), model.spec, known.kept)
-    return reply, update
-
-
-def _encoded(request: TrainRequest, site: Site, update: Protected) -> Encoded:
-    """Encode an update as it travels without a mask; what that leaves out is kept for a later round."""
-    updates = site.config.updates
-    if not updates.error_feedback:
-        return encode(update, updates)[0]
-    memory = ResidualMemory(site.state_dir, site.name)
-    encoded, residual = encode(update, updates, memory.before(request.round))
-    memory.keep(request.round, residual)
-    return encoded
+    reply = reply_of(request, site, fine_tune(request, site, model, start), started)
+    return Message(content(reply), reply_to=message)
 
 
 def _held(request: TrainRequest, site: Site) -> TrainReply:
@@ -269,56 +217,40 @@ def _secagg(message: Message, site: Site) -> Message:
 def _evaluate(message: Message, site: Site) -> Message:
     request = parse(message, EvaluateRequest)
     model = site.model()
-    adapter, side_car = _global_model(message, site, model)
+    start = _global_model(message, site, model, ())
     started = time.time()
-    if site.held_out:
-        with placed(model, _own(site, adapter, before=request.round + 1), side_car):
-            result = held_out_loss(
-                model,
-                site.held_out,
-                microbatch_tokens=site.config.evaluation.microbatch_tokens,
-                on_microbatch=site.on_microbatch,
-            )
-        loss, tokens, examples = result.loss, result.tokens, result.examples
-    else:
-        loss, tokens, examples = None, 0, 0
+    shared = own_adapter(site, start.adapter, before=request.round + 1)
+    own = own_model(site, start.adapter, after=request.round)
+    result = _tested(site, model, shared, start.side_car)
+    of_own = None
+    if own is not None and "personal_loss" in site.config.federation.metrics:
+        of_own = _tested(site, model, own, start.side_car)
+    if own is not None and request.round == site.config.federation.rounds:
+        write_own_model(site, model, own, start.side_car)
     reply = EvaluateReply(
         site=site.name,
         round=request.round,
-        loss=site.told("held_out_loss", loss),
-        tokens=site.told("tokens", tokens),
-        examples=site.told("examples", examples),
+        loss=None if result is None else site.told("held_out_loss", result.loss),
+        personal_loss=None if of_own is None else site.told("personal_loss", of_own.loss),
+        tokens=site.told("tokens", 0 if result is None else result.tokens),
+        examples=site.told("examples", len(site.held_out)),
         started=started,
         finished=time.time(),
     )
     return Message(content(reply), reply_to=message)
 
 
-def _global_model(message: Message, site: Site, model: AdaptedModel) -> tuple[Adapter, Adapter]:
-    """Decode the adapter and the side-car that came with a message."""
-    return received(
-        arrays_of(message),
-        model.spec,
-        has_side_car=method(site.config.aggregation.method).has_side_car,
-        where=f"the server's message {message.metadata.message_type}",
-    )
+def _tested(site: Site, model: AdaptedModel, adapter: Adapter, side_car: Adapter) -> HeldOutLoss | None:
+    """Return the held-out loss of a model; None where nothing is held out."""
+    if not site.held_out:
+        return None
+    with placed(model, adapter, side_car):
+        return held_out_loss(model, site.held_out, microbatch_tokens=site.config.evaluation.microbatch_tokens)
 
 
-def _trainable(
-    site: Site, model: AdaptedModel, adapter: Adapter, side_car: Adapter, round_number: int
-) -> AbstractContextManager[None]:
-    """Have on the model what this site trains in a round, and beside it what it does not."""
-    return placed(
-        model,
-        _own(site, adapter, before=round_number),
-        side_car,
-        rows=rank_of_site(site.config, site.name),
-        rest=method(site.config.aggregation.method).other_rows == "kept",
-    )
-
-
-def _own(site: Site, adapter: Adapter, *, before: int) -> Adapter:
-    """Return the adapter with the factors that the site keeps for itself, if it does, as before a round."""
-    if not method(site.config.aggregation.method).kept:
-        return adapter
-    return OwnFactors(site.state_dir, site.name).personal(adapter, before)
+def _global_model(
+    message: Message, site: Site, model: AdaptedModel, factors: Sequence[Factor]
+) -> GlobalModel:
+    """Decode the adapter, and what stands beside it, that came with a message."""
+    where = f"the server's message {message.metadata.message_type}"
+    return read_global(arrays_of(message), site, model, factors=factors, where=where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -16,9 +17,24 @@ from fedtune.models.adapter import FACTORS, Adapter, AdapterSpec, rank_of
 from fedtune.updates.codec import from_arrays, to_arrays
 from fedtune.updates.problems import shown
 
-__all__ = ["downlink", "placed", "received"]
+__all__ = ["GlobalModel", "downlink", "placed", "received"]
 
 _NOTHING = np.empty(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalModel:
+    """What a site received.
+
+    Attributes:
+        adapter: The global adapter.
+        side_car: What stands beside it; empty for nothing.
+        controls: The federation's control variates of the round's factors; empty without them.
+    """
+
+    adapter: Adapter
+    side_car: Adapter
+    controls: Adapter
 
 
 def downlink(adapter: Adapter, carried: Carried) -> ArrayRecord:

@@ -34,6 +34,7 @@ def loss_at_sites(sites: Dialogue, round_number: int, adapter: Adapter, carried:
                 round=round_number,
                 client=name,
                 loss=reply.loss,
+                personal_loss=reply.personal_loss,
                 tokens=reply.tokens,
                 examples=reply.examples,
                 started=reply.started,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -13,8 +14,6 @@ from fedtune.training.optimizer import Moments
 
 __all__ = ["OptimizerMemory"]
 
-_KIND = "moments"
-
 
 class OptimizerMemory:
     """Moments after each of a site's last rounds; nothing of it ever leaves the site.
@@ -22,11 +21,19 @@ class OptimizerMemory:
     Args:
         state_dir: Folder of what sites remember.
         site: The site's name.
+        kind: Whose moments: of what the site sends, or of the model that is its own.
         kept: Of how many rounds moments are kept.
     """
 
-    def __init__(self, state_dir: Path, site: str, *, kept: int = RoundFiles.KEPT_ROUNDS) -> None:
-        self._files = RoundFiles(state_dir, site, _KIND, kept=kept)
+    def __init__(
+        self,
+        state_dir: Path,
+        site: str,
+        *,
+        kind: Literal["moments", "own_moments"] = "moments",
+        kept: int = RoundFiles.KEPT_ROUNDS,
+    ) -> None:
+        self._files = RoundFiles(state_dir, site, kind, kept=kept)
 
     def before(self, round_number: int) -> Moments | None:
         """Return the moments after the last round before this one; None before the first.
@@ -56,4 +63,5 @@ class OptimizerMemory:
     @staticmethod
     def forget(state_dir: Path) -> None:
         """Delete what all sites of a folder remember, once no round will follow."""
-        RoundFiles.forget(state_dir, _KIND)
+        for kind in ("moments", "own_moments"):
+            RoundFiles.forget(state_dir, kind)

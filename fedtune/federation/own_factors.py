@@ -1,4 +1,4 @@
-"""The factors that a site trains and keeps for itself (``aggregation=fedsa``), on its own disk."""
+"""What a site trains and keeps for itself (``aggregation=fedsa``, ``personal=…``), on its own disk."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ class OwnFactors:
 
     def __init__(self, state_dir: Path, site: str) -> None:
         self._files = RoundFiles(state_dir, site, _KIND)
+
+    def has(self, round_number: int) -> bool:
+        """Say whether there are any from before a round."""
+        return self._files.before(round_number) is not None
 
     def personal(self, adapter: Adapter, round_number: int) -> Adapter:
         """Return the global adapter with this site's own factors, as they were before a round.

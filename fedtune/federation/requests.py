@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fedtune.aggregation.base import Aggregator
+from fedtune.config.methods import method
 from fedtune.config.schema import Config
 from fedtune.federation.wire import TrainRequest
 
-__all__ = ["own_pace_request", "train_request"]
+__all__ = ["fine_tuning_request", "own_pace_request", "train_request"]
 
 
 def train_request(config: Config, method: Aggregator, round_number: int) -> TrainRequest:
@@ -38,4 +39,14 @@ def own_pace_request(config: Config, method: Aggregator, *, training: int, versi
         factors=method.factors(1),
         first_step=version * steps,
         total_steps=config.federation.rounds * steps,
+    )
+
+
+def fine_tuning_request(config: Config) -> TrainRequest:
+    """Return the request of the sites' own steps after the last round, on a schedule of their own."""
+    return TrainRequest(
+        round=config.federation.rounds + 1,
+        factors=method(config.aggregation.method).trained,
+        first_step=0,
+        total_steps=config.personal.steps,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fedtune.aggregation.base import Aggregator
 from fedtune.aggregation.carrying import Carried, CarryingAccumulator, begin, side_car_of
+from fedtune.aggregation.control import apart
 from fedtune.aggregation.meter import ErrorMeter
 from fedtune.aggregation.weighting import normalised
 from fedtune.models.adapter import Adapter, AdapterSpec
@@ -56,7 +57,7 @@ class RoundSum:
         started = time.perf_counter()
         self._accumulator.add(delta, weight)
         if self._meter is not None:
-            self._meter.add(delta, weight)
+            self._meter.add(apart(delta)[0], weight)
         self._seconds += time.perf_counter() - started
 
     def conclude(self, round_number: int, weights: Mapping[str, float]) -> Concluded:

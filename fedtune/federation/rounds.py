@@ -15,11 +15,14 @@ from flwr.serverapp import Grid
 
 from fedtune.aggregation.base import Aggregator
 from fedtune.aggregation.carrying import Carried
+from fedtune.aggregation.control import as_controls
 from fedtune.config.schema import Config
 from fedtune.errors import FederationError, SecureAggregationError
 from fedtune.federation.checkpoint import Checkpoint, save_checkpoint
+from fedtune.federation.controls import read_controls, with_controls
 from fedtune.federation.dialogue import Dialogue
 from fedtune.federation.downlink import downlink
+from fedtune.federation.fine_tuning import fine_tune_at_sites
 from fedtune.federation.held_out import loss_at_sites
 from fedtune.federation.membership import Membership
 from fedtune.federation.plain_sum import PlainSum
@@ -112,6 +115,8 @@ class Federation:
         for round_number in range(start.round + 1, rounds + 1):
             adapter = self._train(round_number, adapter)
             save_checkpoint(self.run, Checkpoint(round=round_number, adapter=adapter, carried=self._carried))
+            if round_number == rounds and self.config.personal.name == "fine_tuning":
+                fine_tune_at_sites(self._sites, self.config, adapter, self._carried)
             due = round_number == rounds or (every > 0 and round_number % every == 0)
             self._finish_round(round_number, adapter, evaluate=due)
             if self.secure is not None:
@@ -239,6 +244,9 @@ class Federation:
             UpdateError: The method could not add an update.
         """
         arrays = downlink(adapter, self._carried)
+        controlled = self.config.training.control_variates
+        if controlled:
+            arrays = with_controls(arrays, adapter, self._carried, self.spec, request.factors)
         sent_bytes = wire_bytes(arrays)
         earlier = len(self._sites.failures)
         plain.expect(cohort)
@@ -249,9 +257,13 @@ class Federation:
             record = arrays_of(message)
             weight = weight_of(self.config, reply)
             expected = uplink_spec(self.config, self.spec, name)
-            delta = decode(record, expected, request.factors, self.config.updates, where=where)
+            update, change = record, Adapter()
+            if controlled:
+                update, change = read_controls(record, expected, request.factors, where=where)
+            delta = decode(update, expected, request.factors, self.config.updates, where=where)
+            both = Delta(tensors=dict(delta.tensors) | as_controls(change))
             gone = {failure.client for failure in self._sites.failures[earlier:]} if last else ()
-            plain.take(name, delta, weight, gone=gone)
+            plain.take(name, both, weight, gone=gone)
             self._trained(name, reply, weight=weight, up=wire_bytes(record), down=sent_bytes, norm=delta.norm)
 
         missing = [name for name in cohort if name not in plain.weights]

@@ -132,7 +132,7 @@ def run_federation(
         config=config,
         run=run,
         spec=spec,
-        aggregator=configured_aggregator(config),
+        aggregator=configured_aggregator(config, sites=expected_clients),
         expected_clients=expected_clients,
         split=split,
         secure=secure,

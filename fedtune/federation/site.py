@@ -42,6 +42,7 @@ class Site:
         secure: What it has for secure aggregation; None where it takes no part.
         base_name: What the federation calls its base model, where that is not how this machine finds it.
         lie: What a false site of a simulation does to an update before it is sent; None everywhere else.
+        own_model_dir: Where its own model is written after the last round, if it has one; None for nowhere.
         on_step: Told of the site, the round and of each optimizer step, for a progress display.
         on_microbatch: Called before each forward pass of an evaluation; what it raises ends it.
     """
@@ -57,6 +58,7 @@ class Site:
     secure: SecureSite | None = None
     base_name: str | None = None
     lie: Callable[[ArrayRecord], ArrayRecord] | None = None
+    own_model_dir: Path | None = None
     on_step: Callable[[str, int, StepReport], None] | None = None
     on_microbatch: Callable[[], object] | None = None
 

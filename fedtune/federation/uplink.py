@@ -57,4 +57,6 @@ def read_uplink(config: Config, delta: Delta, received: Adapter) -> Delta:
         received: The global adapter that the site received.
     """
     known = method(config.aggregation.method)
-    return delta if known.sketches else full_delta(delta, received, known.other_rows or "kept")
+    # Control variates travel where all sites have one rank.
+    whole = known.sketches or config.training.control_variates
+    return delta if whole else full_delta(delta, received, known.other_rows or "kept")

@@ -86,7 +86,11 @@ class HelloReply:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainRequest:
-    """Asks for one round of local training, starting from the adapter in ``arrays``."""
+    """Asks for one round of local training, starting from the adapter in ``arrays``.
+
+    The round after the last asks for a site's own steps from the final adapter (``personal=fine_tuning``); no
+    delta comes back.
+    """
 
     kind: Literal["train"] = "train"
     round: Annotated[int, Field(ge=1, le=2**31)]
@@ -128,7 +132,7 @@ class EvaluateRequest:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class EvaluateReply:
-    """``loss`` is null at a site that holds nothing out, or does not say."""
+    """A loss is null at a site that holds nothing out, has no such model, or does not say."""
 
     kind: Literal["evaluate"] = "evaluate"
     site: Text
@@ -138,6 +142,8 @@ class EvaluateReply:
     examples: Count | None
     started: Seconds
     finished: Seconds
+    personal_loss: Finite | None = None
+    """Of the model that is the site's own."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

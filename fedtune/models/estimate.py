@@ -65,7 +65,7 @@ class Estimate:
         adapter_parameters: Parameters of the adapter.
         parameters_mib: Base as it is held, and the adapter with its copies.
         gradients_mib: Of the factors that a round trains.
-        optimizer_states_mib: AdamW's two moments of them.
+        optimizer_states_mib: AdamW's two moments of them; none for SGD.
         activations_mib: What the forward pass keeps for the backward one, and the logits.
         loading_mib: The most that loading takes; counts where it is more than training.
         libraries_mib: What this process held when it was asked: torch, transformers and the like.
@@ -120,17 +120,21 @@ def estimate(config: Config) -> Estimate:
     base = _base_bytes(bare, model.quantization, dtype.itemsize)
     parameters = base + _ADAPTER_COPIES * spec.nbytes() + spec.nbytes()
     itemsize = 8 if spec.dtype == "float64" else 4
-    state_bytes = 2 if config.training.optimizer == "adamw8bit" else 2 * itemsize
+    state_bytes = {"adamw8bit": 2, "sgd": 0}.get(config.training.optimizer, 2 * itemsize)
     width = config.aggregation.sketch_width if method(config.aggregation.method).sketches else None
     sent = spec if width is None else spec.with_rank(width)
     sent_sizes = [[prod(sent.shapes[name]) for name in sent.names(factors)] for factors in schedule]
-    proximal = trained * itemsize if config.training.proximal_mu > 0 else 0
+    sizes = sum(prod(sent.shapes[name]) for factors in schedule for name in sent.names(factors))
+    variates = itemsize * sizes // len(schedule) if config.training.control_variates else 0
+    proximal = trained * itemsize if config.training.proximal_mu > 0 or config.personal.name == "ditto" else 0
+    # The federation's variates, the site's own, the correction, the sum of gradients and their mean.
+    controls = 5 * trained * itemsize if config.training.control_variates else 0
     return Estimate(
         device=device,
         compute_dtype=str(dtype).removeprefix("torch."),
         base_parameters=count_parameters(bare),
         adapter_parameters=spec.parameters(),
-        parameters_mib=(parameters + proximal) / _MIB,
+        parameters_mib=(parameters + proximal + controls) / _MIB,
         gradients_mib=trained * itemsize / _MIB,
         optimizer_states_mib=trained * state_bytes / _MIB,
         activations_mib=_activation_bytes(config, bare, described, spec=spec, dtype=dtype, device=device)
@@ -138,8 +142,9 @@ def estimate(config: Config) -> Estimate:
         loading_mib=_loading_bytes(config, bare, base) / _MIB,
         libraries_mib=psutil.Process().memory_info().rss / _MIB,
         uplink_bytes=sum(update_bytes(config, sizes, itemsize=itemsize) for sizes in sent_sizes)
-        // len(schedule),
-        downlink_bytes=spec.nbytes(),
+        // len(schedule)
+        + variates,
+        downlink_bytes=spec.nbytes() + variates,
     )
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "BaselineFinished",
     "ClientEvaluated",
     "ClientFailed",
+    "ClientFineTuned",
     "ClientTrained",
     "DryRound",
     "Event",
@@ -228,8 +229,28 @@ class ClientEvaluated(Event):
     client: str
     loss: Measured
     """Mean nats per response token on the site's held-out rows."""
+    personal_loss: Measured = None
+    """The same of the model that is the site's own; null where it has none, or does not say."""
     tokens: Count | None
     examples: Count | None
+    started: Seconds
+    finished: Seconds
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ClientFineTuned(Event):
+    """After the last round a site took steps of its own; what they gave stays there."""
+
+    name_on_disk: ClassVar[str] = "client_fine_tuned"
+
+    round: Count
+    """The last one."""
+    client: str
+    tokens: Count | None
+    steps: Count
+    loss_before: Measured
+    """As of ``client_trained``."""
+    loss_after: Measured
     started: Seconds
     finished: Seconds
 
@@ -313,6 +334,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         SecureSum,
         RoundAggregated,
         ClientEvaluated,
+        ClientFineTuned,
         RoundFinished,
         BaselineFinished,
         Generated,

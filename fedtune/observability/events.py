@@ -30,6 +30,7 @@ from fedtune.observability.event_types import (
     BaselineFinished,
     ClientEvaluated,
     ClientFailed,
+    ClientFineTuned,
     ClientTrained,
     DryRound,
     Event,
@@ -57,6 +58,7 @@ __all__ = [
     "BaselineFinished",
     "ClientEvaluated",
     "ClientFailed",
+    "ClientFineTuned",
     "ClientTrained",
     "DryRound",
     "DrySite",
@@ -201,7 +203,7 @@ def _identity(event: Event) -> tuple[object, ...]:
     match event:
         case ClientTrained():
             return (event.name_on_disk, event.round, event.client, event.training)
-        case ClientEvaluated():
+        case ClientEvaluated() | ClientFineTuned():
             return (event.name_on_disk, event.round, event.client)
         case ClientFailed():
             return (event.name_on_disk, event.round, event.client, event.stage)

@@ -5,6 +5,8 @@ The keys are an interface; docs/reference/rounds.md says what each means. Rules 
 * Means over sites are unweighted, and ``base`` and ``federated`` are over the same sites: those evaluated
   before the first round and after the last finished one. A site whose evaluation failed is left out of both;
   a site whose loss was not a number makes the mean null, since leaving it out would flatter the run.
+* ``personalised`` is of the models that are the sites' own, as far as the sites say it; under ``fedsa``
+  ``federated`` is of these as well, for there is no other.
 * ``local`` and ``centralized`` are null unless they were measured at every one of those sites.
 * Seconds add up over the sessions of a resumed run. A session that was killed counts up to its last event.
 * Work that a resume voided has cost its time: it counts in ``seconds``, and as covered in
@@ -102,6 +104,11 @@ def _identity(kept: Sequence[Event]) -> dict[str, Any]:
 
 def _losses(kept: Sequence[Event]) -> dict[str, Any]:
     evaluated = {(event.round, event.client): event.loss for event in _of(kept, ClientEvaluated)}
+    own = {
+        (event.round, event.client): event.personal_loss
+        for event in _of(kept, ClientEvaluated)
+        if event.personal_loss is not None
+    }
     done = {event.round for event in _of(kept, RoundFinished) if event.round > 0} & {
         round_ for round_, _ in evaluated
     }
@@ -116,26 +123,32 @@ def _losses(kept: Sequence[Event]) -> dict[str, Any]:
     sites = {}
     for name in names:
         federated, local = evaluated.get((last, name)) if last is not None else None, alone.get(name)
+        personalised = own.get((last, name)) if last is not None else None
         sites[name] = {
             "train_examples": rows.get(name),
             "base": evaluated.get((0, name)),
             "federated": federated,
+            "personalised": personalised,
             "local": local,
             "centralized": pooled.get(name),
             "better_than_local": None if federated is None or local is None else federated < local,
+            "better_personalised": None
+            if federated is None or personalised is None
+            else personalised < federated,
         }
     compared = [
         name for name in names if (0, name) in evaluated and (last is None or (last, name) in evaluated)
     ]
     means = {
         key: mean(sites[name][key] for name in compared)
-        for key in ("base", "federated", "local", "centralized")
+        for key in ("base", "federated", "personalised", "local", "centralized")
     }
     return {
         "held_out_loss": means,
         "federated_gain_over_centralized_gain": _gain_ratio(means),
         "sites": sites,
         "sites_compared": compared,
+        "not_better_personalised": [name for name in names if sites[name]["better_personalised"] is False],
         "not_better_than_local": [name for name in names if sites[name]["better_than_local"] is False],
         "last_evaluated_round": last,
     }

@@ -15,7 +15,13 @@ from fedtune.observability.verdict import verdict
 __all__ = ["print_summary"]
 
 _TONES = {"good": "bold green", "mixed": "bold yellow", "bad": "bold red", "open": "bold"}
-_KINDS = {"base": "base", "federated": "federated", "local": "alone", "centralized": "pooled"}
+_KINDS = {
+    "base": "base",
+    "federated": "federated",
+    "personalised": "own model",
+    "local": "alone",
+    "centralized": "pooled",
+}
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fedtune.observability.events import (
     BaselineFinished,
     ClientEvaluated,
+    ClientFineTuned,
     ClientTrained,
     Event,
     Generated,
@@ -52,7 +53,7 @@ def work_intervals(events: Iterable[Event]) -> list[Interval]:
     return [
         (event.started, event.finished)
         for event in events
-        if isinstance(event, ClientTrained | ClientEvaluated)
+        if isinstance(event, ClientTrained | ClientEvaluated | ClientFineTuned)
     ]
 
 

@@ -14,18 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from fedtune.aggregation.carrying import side_car_of
 from fedtune.config.compose import compose
-from fedtune.config.methods import method
 from fedtune.config.rules import require_simulated
 from fedtune.config.schema import Config
 from fedtune.errors import ConfigError, Problem
-from fedtune.export.adapter import save_global
 from fedtune.federation.client import build_client_app
+from fedtune.federation.control_memory import ControlMemory
 from fedtune.federation.optimizer_memory import OptimizerMemory
-from fedtune.federation.own_factors import OwnFactors, personal_folder
 from fedtune.federation.residual_memory import ResidualMemory
 from fedtune.federation.server import run_federation
 from fedtune.federation.session import RunSession
-from fedtune.models.adapted import adapter_spec
 from fedtune.observability.events import Event, StepProgress, effective_events, read_events
 from fedtune.observability.round_table import round_table
 from fedtune.observability.run_directory import RunDirectory, events_path
@@ -110,8 +107,7 @@ def simulate(overrides: Sequence[str] = (), *, observers: Sequence[Observer] = (
         simulation.enrol()
         simulation.federate()
         simulation.compare_and_sample()
-        simulation.export_personal()
-    for memory in (OptimizerMemory, ResidualMemory):
+    for memory in (OptimizerMemory, ResidualMemory, ControlMemory):
         memory.forget(path / "sites")
     return Run(path=path, config=config)
 
@@ -160,16 +156,6 @@ class _Simulation:
         final = session.final()
         for sample in generate_samples(self.sites, final.adapter, side_car_of(final.carried)):
             session.run.events.append(sample)
-
-    def export_personal(self) -> None:
-        """Write each site's own model, where sites keep factors for themselves."""
-        if not method(self._config.aggregation.method).kept:
-            return
-        final, path = self.session.final(), self.session.run.path
-        spec = adapter_spec(self._config.model, self._config.peft)
-        for site in (self.sites.site(index) for index in range(len(self.sites))):
-            own = OwnFactors(site.state_dir, site.name).personal(final.adapter, final.round + 1)
-            save_global(own, {}, spec, self._config, personal_folder(path, site.name))
 
     def _report_step(self, site: str, round_number: int, step: StepReport) -> None:
         self.session.run.events.emit(

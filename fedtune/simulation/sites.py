@@ -16,6 +16,7 @@ from fedtune.data.examples import Example
 from fedtune.data.load import load_examples
 from fedtune.data.partition import HeldOutSplit, Partition, label_counts, partition, split_held_out
 from fedtune.data.tokenize import TokenizedExample, tokenize_all
+from fedtune.federation.own_factors import personal_folder
 from fedtune.federation.run_config import CONFIG_KEY
 from fedtune.federation.secure_site import SecureSite
 from fedtune.federation.site import Site
@@ -69,6 +70,9 @@ class VirtualSites:
             threads=self.threads,
             secure=self._secure_site(index) if self.config.secagg.enabled else None,
             lie=attack_of(self.config.attack, self.partition.names[index], self.config.seed),
+            own_model_dir=personal_folder(
+                Path(self.config.runs_dir) / self.config.name, self.partition.names[index]
+            ),
             on_step=self.on_step,
         )
 

@@ -238,6 +238,12 @@ def _require_deployment(given: Config) -> None:
         raise refused("FT645", "this run is a simulation: backend.name is not deployment")
 
 
+_OWN_MODELS: Final = {
+    "ditto": "beside it as many steps for a model of this site's own, which stays here",
+    "fine_tuning": "after the last round steps for a model of this site's own, which stays here",
+}
+
+
 def _summary(config: Config, subject: Subject) -> tuple[str, ...]:
     """Say what a run would do, for the operator who decides."""
     training, secagg = config.training, config.secagg
@@ -247,6 +253,7 @@ def _summary(config: Config, subject: Subject) -> tuple[str, ...]:
         f"{training.examples_per_step} rows of at most {config.data.max_tokens} tokens",
         f"{config.peft.method} of rank {config.peft.rank} on {config.model.name} "
         f"({config.model.quantization})",
+        *([_OWN_MODELS[config.personal.name]] if config.personal.name != "none" else []),
         f"updates are {hidden}; numbers that leave: {', '.join(config.federation.metrics) or 'none'}",
         f"base model {subject.base_model}",
         f"bundle {subject.bundle}",

@@ -97,6 +97,7 @@ class DeployedSite:
             threads=config.training.threads or physical_cores(),
             secure=self._secured(config) if config.secagg.enabled else None,
             base_name=base_name,
+            own_model_dir=self._state(config) / "personal",
             on_step=self.on_step,
             on_microbatch=self.on_microbatch,
         )

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from fedtune.config.derived import clip_bound
+from fedtune.config.derived import clip_bound, most_steps
 from fedtune.config.schema import Config
 from fedtune.data.rows import columns_read
 from fedtune.site.policy_schema import SitePolicy
@@ -54,7 +54,7 @@ class Asked:
         source: Of the rows.
         files: That rows are read from.
         columns: Of these files that are read.
-        steps: Optimizer steps of a round.
+        steps: Optimizer steps of a round, those of the site's own model included.
         tokens: Most that a round trains on.
         seconds: That a round may take.
         memory_mib: Estimate of training.
@@ -133,8 +133,8 @@ class Asked:
             columns=columns_read(data.format, data.columns) | ({partition} if partition else set())
             if data.source in ("files", "site")
             else frozenset(),
-            steps=training.steps_per_round,
-            tokens=training.steps_per_round * training.examples_per_step * data.max_tokens,
+            steps=most_steps(config),
+            tokens=most_steps(config) * training.examples_per_step * data.max_tokens,
             seconds=config.federation.round_timeout_seconds,
             memory_mib=memory_mib,
             metrics=config.federation.metrics,

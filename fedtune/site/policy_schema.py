@@ -135,7 +135,7 @@ class WorkLimits:
     """Requests to evaluate in a day: a held-out loss tells a little about the rows each time."""
 
     steps_per_round: Count | None
-    """Optimizer steps of a round."""
+    """Optimizer steps of a round, those of the site's own model (``personal``) included."""
 
     tokens_per_round: Count | None
     """Most tokens that a round can train on: steps x examples in a step x ``data.max_tokens``."""

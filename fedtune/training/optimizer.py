@@ -1,4 +1,4 @@
-"""AdamW, with states of 32 or of 8 bits."""
+"""AdamW, with states of 32 or of 8 bits, and plain SGD."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Moments = dict[str, torch.Tensor]
 
 
 def make_optimizer(parameters: Sequence[torch.nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Make an AdamW with empty states (Loshchilov and Hutter, "Decoupled Weight Decay", 2019, Algorithm 2).
+    """Make an optimizer with empty states.
+
+    AdamW is that of Loshchilov and Hutter, "Decoupled Weight Decay", 2019, Algorithm 2. Plain SGD has no
+    momentum, and so its weight decay is a decoupled one as well: w - rate * (gradient + weight_decay * w).
 
     The learning rate is left at the peak: the caller sets each step's own. Betas are (0.9, 0.999), epsilon
     is 1e-8.
@@ -24,8 +27,13 @@ def make_optimizer(parameters: Sequence[torch.nn.Parameter], config: TrainingCon
         parameters: The tensors to train, of one type, on one device.
         config: ``optimizer``: ``adamw`` (8 bytes of state a value, 16 in float64), or ``adamw8bit`` (about 2
             bytes a value, quantized block-wise: Dettmers et al., "8-bit Optimizers", 2022, section 2.1;
-            bitsandbytes keeps 32-bit states for tensors below 4,096 values). ``weight_decay``.
+            bitsandbytes keeps 32-bit states for tensors below 4,096 values), or ``sgd`` (no states).
+            ``weight_decay``.
     """
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
     if config.optimizer == "adamw8bit":
         # A heavy import that plain AdamW has no use for.
         from bitsandbytes.optim.adamw import AdamW8bit  # noqa: PLC0415

@@ -1,8 +1,11 @@
-"""One optimizer step: gradient of the mean over all response tokens, proximal term, clipping, update."""
+"""One optimizer step: gradient of the mean over all response tokens, correction, proximal term, clipping,
+update.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 
 import torch
@@ -18,19 +21,34 @@ from fedtune.training.loss import ResponseLoss
 from fedtune.training.modes import evaluation_mode
 from fedtune.training.optimizer import Moments, load_moments, make_optimizer, read_moments
 
-__all__ = ["Optimization"]
+__all__ = ["Optimization", "Pull"]
 
 _IDS_SHOWN = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """A quadratic pull, (strength / 2) * ||w - to||^2, that is added to the loss.
+
+    Attributes:
+        to: Where it pulls to, by name.
+        strength: mu of FedProx, lambda of Ditto.
+    """
+
+    to: Mapping[str, Tensor]
+    strength: float
+
+
 class Optimization:
-    """The state of a client's training in one round: optimizer, received weights, tensors being trained.
+    """The state of a client's training in one round: optimizer, what holds it back, tensors being trained.
 
     Args:
         model: Base and adapter.
         parameters: The tensors to train, by name, from where they are; no others require gradients.
         config: How to train.
         moments: States of the optimizer to go on with; None starts with empty ones.
+        pull: What holds the tensors back, or None.
+        correction: Added to each gradient, by name; None adds nothing, and no mean of gradients is kept.
     """
 
     def __init__(
@@ -39,6 +57,9 @@ class Optimization:
         parameters: Mapping[str, torch.nn.Parameter],
         config: TrainingConfig,
         moments: Moments | None = None,
+        *,
+        pull: Pull | None = None,
+        correction: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._model = model
         self._config = config
@@ -49,9 +70,12 @@ class Optimization:
         trained = tuple(f"{name}/" for name in self._named)
         self._others = {key: value for key, value in (moments or {}).items() if not key.startswith(trained)}
         self._loss = ResponseLoss(model)
-        self._received: list[Tensor] = []
-        if config.proximal_mu > 0:
-            self._received = [parameter.detach().clone() for parameter in self._parameters]
+        self._pull = pull
+        self._correction = correction
+        self._gradient_sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        if correction is None:
+            self._gradient_sums.clear()
+        self._steps = 0
 
     def step(self, rows: Sequence[TokenizedExample], rate: float, name: str) -> tuple[float, float]:
         """Take one step.
@@ -65,8 +89,8 @@ class Optimization:
             name: What an error calls the step.
 
         Returns:
-            Loss before the step, in mean nats per response token, and the L2 norm of the gradient, proximal
-            term included, before clipping.
+            Loss before the step, in mean nats per response token, and the L2 norm of the gradient, correction
+            and proximal term included, before clipping.
 
         Raises:
             TrainingError: FT402, FT403, as of `fedtune.training.train.train`; the weights are untouched.
@@ -85,9 +109,15 @@ class Optimization:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             self._optimizer.step()
+            self._steps += 1
         finally:
             self._optimizer.zero_grad(set_to_none=True)
         return nats / targets, norm
+
+    @property
+    def mean_gradients(self) -> dict[str, Tensor]:
+        """The mean over all steps of the gradients as they came, by name; empty without a correction."""
+        return {name: total / self._steps for name, total in self._gradient_sums.items()}
 
     @property
     def moments(self) -> Moments:
@@ -119,17 +149,21 @@ class Optimization:
         return microbatches
 
     def _prepare_gradients(self, targets: int) -> float:
-        """Sum to mean, proximal term, clipping; returns the norm before clipping."""
+        """Sum to mean, correction, proximal term, clipping; returns the norm before clipping."""
         gradients = []
-        for index, parameter in enumerate(self._parameters):
+        for name, parameter in self._named.items():
             if parameter.grad is None:  # a layer that no row reaches
-                continue
+                if self._correction is None:
+                    continue
+                parameter.grad = torch.zeros_like(parameter)
             parameter.grad /= targets
-            if self._received:
-                # The gradient of (mu / 2) * ||w - w_received||^2 (Li et al., "FedProx", 2020, Eq. 2).
-                parameter.grad.add_(
-                    parameter.detach() - self._received[index], alpha=self._config.proximal_mu
-                )
+            if self._correction is not None:
+                self._gradient_sums[name] += parameter.grad
+                # SCAFFOLD (Karimireddy et al. 2020, Eq. 3): g(y) - c_i + c.
+                parameter.grad += self._correction[name]
+            if self._pull is not None:
+                # The gradient of (strength / 2) * ||w - target||^2 (Li et al., "FedProx", 2020, Eq. 2).
+                parameter.grad.add_(parameter.detach() - self._pull.to[name], alpha=self._pull.strength)
             gradients.append(parameter.grad)
         norm = get_total_norm(gradients)
         if self._config.max_gradient_norm is not None:

@@ -9,22 +9,24 @@ Algorithm 1), else it starts anew; the learning rate follows the federation's st
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from fedtune.config.schema import TrainingConfig
 from fedtune.data.seeds import derive_seed
 from fedtune.data.tokenize import TokenizedExample
 from fedtune.models.adapted import AdaptedModel
-from fedtune.models.adapter import Factor
+from fedtune.models.adapter import Adapter, Factor
 from fedtune.training.delta import Delta
 from fedtune.training.memory import peak_memory_mib
 from fedtune.training.modes import has_dropout, training_mode
 from fedtune.training.optimizer import Moments
 from fedtune.training.schedule import learning_rate
-from fedtune.training.step import Optimization
+from fedtune.training.step import Optimization, Pull
 
 __all__ = ["StepReport", "TrainingResult", "train"]
 
@@ -70,6 +72,8 @@ class TrainingResult:
         peak_memory_mib: Most memory that this process has held since it started, in MiB.
         moments: The optimizer's states, with ``keep_optimizer_state``; else None. Those that were given of
             tensors which were not trained are among them.
+        mean_gradients: With a ``correction``, the mean over the steps of each trained tensor's gradient as it
+            came: before the correction, the proximal term and clipping. Else empty.
     """
 
     delta: Delta
@@ -82,6 +86,7 @@ class TrainingResult:
     seconds: float
     peak_memory_mib: float
     moments: Moments | None
+    mean_gradients: Adapter
 
 
 def train(
@@ -94,13 +99,15 @@ def train(
     total_steps: int,
     seed: int,
     moments: Moments | None = None,
+    pulled_to: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    correction: Mapping[str, np.ndarray[Any, Any]] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> TrainingResult:
     """Train the adapter that is loaded in the model, and leave the trained one there.
 
     Guarantees:
         * Only the tensors of ``factors`` change, have gradients, and cost optimizer memory.
-        * Each step's gradient is that of the mean over its response tokens, plus
+        * Each step's gradient is that of the mean over its response tokens, plus ``correction``, plus
           ``proximal_mu * (w - w_received)`` (Li et al., "FedProx", 2020, Eq. 2), then scaled down to
           ``max_gradient_norm`` if it is longer.
         * The same arguments, adapter and number of threads give the same bits. torch's random state is left
@@ -116,6 +123,8 @@ def train(
         total_steps: Steps of the whole federation.
         seed: Seed of the dropout; pass a different one for each client and round.
         moments: The optimizer's states of this site's last round; None starts with empty ones.
+        pulled_to: Where ``proximal_mu`` pulls to, by trained tensor; None for where it starts.
+        correction: Added to each gradient, by trained tensor; None for nothing.
         on_step: Told of each step.
 
     Raises:
@@ -128,7 +137,18 @@ def train(
         raise ValueError("train needs at least one step, got none")
     received = model.read_adapter(factors)
     model.set_trainable(factors)
-    optimization = Optimization(model.model, model.parameters(factors), config, moments)
+    parameters = model.parameters(factors)
+    target = received if pulled_to is None else pulled_to
+    optimization = Optimization(
+        model.model,
+        parameters,
+        config,
+        moments,
+        pull=Pull(to=_beside(parameters, target), strength=config.proximal_mu)
+        if config.proximal_mu
+        else None,
+        correction=None if correction is None else _beside(parameters, correction),
+    )
     loss_before = None
     if has_dropout(model.model):  # without it, the first step's own loss is the one before
         loss_before = optimization.evaluate(steps[0], "the loss before training")
@@ -166,4 +186,15 @@ def train(
         seconds=time.perf_counter() - started,
         peak_memory_mib=peak_memory_mib(),
         moments=optimization.moments if config.keep_optimizer_state else None,
+        mean_gradients={name: mean.cpu().numpy() for name, mean in optimization.mean_gradients.items()},
     )
+
+
+def _beside(
+    parameters: Mapping[str, torch.nn.Parameter], arrays: Mapping[str, np.ndarray[Any, Any]]
+) -> dict[str, torch.Tensor]:
+    """Return copies of a parameter's arrays where it is, of its type."""
+    return {
+        name: torch.from_numpy(arrays[name].copy()).to(parameter.device, parameter.dtype)
+        for name, parameter in parameters.items()
+    }

@@ -149,8 +149,10 @@ def test_a_factor_that_a_round_does_not_train_neither_moves_nor_forgets(name: st
 
 
 def test_what_is_configured_is_what_is_built() -> None:
-    assert configured_aggregator(compose(["aggregation=ffa"])).name == "ffa"
-    built = configured_aggregator(compose(["aggregation=ffa", "server_optimizer=fedadam", "defence=median"]))
+    assert configured_aggregator(compose(["aggregation=ffa"]), sites=3).name == "ffa"
+    built = configured_aggregator(
+        compose(["aggregation=ffa", "server_optimizer=fedadam", "defence=median"]), sites=3
+    )
     assert isinstance(built, CarryingAggregator)
     assert isinstance(built.start(random_adapter(SPEC, 0)), CarryingAccumulator)
     assert (built.name, built.exact, built.factors(1)) == ("ffa", False, ("B",))

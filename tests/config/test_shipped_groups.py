@@ -15,6 +15,7 @@ NEEDED = {
     "data=files": ["data.files=[rows.jsonl]", "partition=iid"],
     "partition=natural": ["partition.column=site"],
     "asynchronous=fedbuff": ["speed=lognormal"],
+    "training=scaffold": ["aggregation.weighting=uniform"],
     "defence=bulyan": ["partition=iid", "partition.clients=7"],
 }
 

@@ -112,7 +112,6 @@ def test_the_table_is_complete() -> None:
         (["aggregation=core", "updates=int8"], "a rank x rank matrix, which is small as it is"),
         (["aggregation=sketch", "updates=int4"], "a site sends sketches"),
         (["aggregation=svd", "updates=int8"], "into other coordinates every round"),
-        (["aggregation=fedsa", "backend=deployment"], "cannot write out the model that is its own"),
         (["aggregation=flora", "backend=deployment"], "does not count a side-car"),
     ],
 )
@@ -144,4 +143,4 @@ def test_the_table_says_which_methods_may_travel_in_few_bits_and_be_deployed() -
     assert set(METHODS) - few_bits == {"core", "sketch"}
     deployed = {name for name in METHODS if not judged([f"aggregation={name}", "backend=deployment"])[1]}
     assert deployed == {name for name, known in METHODS.items() if known.why_not_deployed is None}
-    assert set(METHODS) - deployed == {"fedsa", "fedex", "flora"}
+    assert set(METHODS) - deployed == {"fedex", "flora"}

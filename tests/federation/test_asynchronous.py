@@ -78,7 +78,7 @@ def rounds(folder: Path, config: Config, *, clients: int) -> Adapter:
             config=config,
             run=directory,
             spec=SPEC,
-            aggregator=configured_aggregator(config),
+            aggregator=configured_aggregator(config, sites=3),
             expected_clients=clients,
         ).run_rounds(Checkpoint(round=0, adapter=initial_adapter(SPEC, 1)))
 

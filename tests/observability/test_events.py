@@ -23,6 +23,7 @@ from fedtune.errors import RunError
 from fedtune.observability.events import (
     EVENT_TYPES,
     ClientEvaluated,
+    ClientFineTuned,
     Event,
     EventLog,
     QuorumMissed,
@@ -45,7 +46,17 @@ def problems(error: pytest.ExceptionInfo[RunError]) -> list[str]:
 
 def test_every_event_type_comes_back_equal_from_its_line() -> None:
     missed = QuorumMissed(round=2, attempt=1, attempts=3, reason="1 usable reply where 2 are required")
-    events = [*synthetic_run(secure=True, preflight=True), missed]
+    tuned = ClientFineTuned(
+        round=2,
+        client="ear",
+        tokens=None,
+        steps=3,
+        loss_before=2.0,
+        loss_after=1.5,
+        started=1.0,
+        finished=2.0,
+    )
+    events = [*synthetic_run(secure=True, preflight=True), missed, tuned]
     assert {type(event) for event in events} == set(EVENT_TYPES.values())
     assert [parse_event(event_line(event)) for event in events] == events
 

@@ -46,6 +46,27 @@ def average(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+def test_own_models_are_compared_with_the_federated_one_on_the_same_rows() -> None:
+    events = synthetic_run()
+    plain = summarise(events)
+    last, names = plain["last_evaluated_round"], list(plain["sites"])
+    worse = names[0]
+
+    def with_own(event: Event) -> Event:
+        if not isinstance(event, ClientEvaluated) or event.round != last or event.loss is None:
+            return event
+        return replace(event, personal_loss=event.loss + (0.5 if event.client == worse else -0.25))
+
+    summary = summarise([with_own(event) for event in events])
+    for name, site in summary["sites"].items():
+        by = 0.5 if name == worse else -0.25
+        assert site["personalised"] == pytest.approx(site["federated"] + by)
+        assert site["better_personalised"] is (name != worse)
+    assert summary["not_better_personalised"] == [worse]
+    assert plain["not_better_personalised"] == []
+    assert {**summary["held_out_loss"], "personalised": None} == plain["held_out_loss"]
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12),
     st.randoms(use_true_random=False),
@@ -71,7 +92,9 @@ def test_every_key_of_the_interface_is_there_and_the_object_is_standard_json() -
     ):
         summary = summarise(events)
         assert set(summary) >= CONTRACT
-        assert set(summary["held_out_loss"]) == {"base", "federated", "local", "centralized"}
+        assert set(summary["held_out_loss"]) == {
+            "base", "federated", "personalised", "local", "centralized",
+        }  # fmt: skip
         assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 

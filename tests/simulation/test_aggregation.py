@@ -172,7 +172,7 @@ def test_there_is_no_one_model_to_open(tiny_overrides: Overrides) -> None:
     assert "shared half alone" in (run.path / "adapter" / "README.md").read_text()
     (run.path / "sites" / "ear.own.000003.safetensors").write_bytes(b"")
     with pytest.raises(RunError, match="FT723: the factors that this site keeps for itself cannot be read"):
-        OwnFactors(run.path / "sites", "ear").before(4)
+        OwnFactors(run.path / "sites", "ear").personal({}, 4)
 
 
 @pytest.mark.parametrize("method", [name for name, known in METHODS.items() if known.summable])

@@ -30,6 +30,7 @@ def training_config(**overrides: object) -> TrainingConfig:
         "max_gradient_norm": None,
         "gradient_checkpointing": False,
         "proximal_mu": 0.0,
+        "control_variates": False,
         "threads": None,
     }
     return TrainingConfig(**(fields | overrides))

@@ -15,7 +15,12 @@ __all__ = ["KINDS", "comparison", "head", "key_figures"]
 
 Summary = Mapping[str, Any]
 
-KINDS = {"federated": "federated", "local": "each site alone", "centralized": "all data pooled"}
+KINDS = {
+    "federated": "federated",
+    "personalised": "each site's own model",
+    "local": "each site alone",
+    "centralized": "all data pooled",
+}
 """What is compared with the base, and what it is called."""
 
 MOST_ROWS = 24

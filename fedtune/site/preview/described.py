@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from fedtune.config.derived import keeps_own_model
 from fedtune.config.schema import Config
 from fedtune.site.policy_schema import SitePolicy
 from fedtune.site.preview.meanings import MEANINGS, UNKNOWN
@@ -126,6 +127,8 @@ def _field(
         leaves, because = "null", f"federation.metrics does not name {metric}"
     elif metric is not None and policy is not None and metric not in policy.metrics:
         leaves, because = "refused", f"federation.metrics names {metric}, the policy does not"
+    elif metric == "personal_loss" and not keeps_own_model(config):
+        leaves, because = "null", "sites have no models of their own in this run"
     elif metric is not None:
         because = f"federation.metrics names {metric}"
     return Field(

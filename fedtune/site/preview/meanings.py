@@ -79,6 +79,7 @@ MEANINGS: Final[Mapping[type, Mapping[str, Meaning]]] = {
         "site": _SITE,
         "round": _ROUND,
         "loss": Meaning("mean loss on the held-out rows", "held_out_loss"),
+        "personal_loss": Meaning("the same loss of the model that is this site's own", "personal_loss"),
         "tokens": Meaning("tokens that the mean is over", "tokens"),
         "examples": Meaning("held-out rows", "examples"),
         "started": Meaning("when the evaluation began, by this machine's clock"),

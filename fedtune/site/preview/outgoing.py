@@ -13,6 +13,7 @@ from typing import Any, Final, get_args
 import numpy as np
 
 import fedtune
+from fedtune.aggregation.control import control_name
 from fedtune.aggregation.registry import aggregator
 from fedtune.config.derived import update_bytes
 from fedtune.config.methods import method
@@ -162,6 +163,9 @@ def _messages(
         sketches = method(teller.config.aggregation.method).sketches
         what = "two sketches of the trained product for each layer" if sketches else "the update"
         update = _plain_tensors(teller.config, uplink_spec(teller.config, spec, teller.site), factors)
+        if teller.config.training.control_variates:
+            what += ", and the change of this site's control variates, which are mean gradients"
+            update += _control_tensors(update)
         yield teller.reply("train", TrainReply, f"when training is done: {what}", tensors=update)
     else:
         yield teller.reply("train", TrainReply, "when training is done; the update stays here")
@@ -279,6 +283,18 @@ def _plain_tensors(config: Config, spec: AdapterSpec, factors: tuple[Factor, ...
             name: update_bytes(config, [prod(shape)], itemsize=itemsize) for name, shape in shapes.items()
         }
     return grouped(shapes, sizes, dtype=spec.dtype, masked=False)
+
+
+def _control_tensors(update: tuple[TensorGroup, ...]) -> tuple[TensorGroup, ...]:
+    return tuple(
+        dataclasses.replace(
+            group,
+            name=control_name(group.name),
+            names=tuple(control_name(name) for name in group.names),
+            bytes=group.bytes + len(group.names) * len(control_name("")),
+        )
+        for group in update
+    )
 
 
 def _masked_tensors(encoding: Encoding, dtype: str) -> tuple[TensorGroup, ...]:

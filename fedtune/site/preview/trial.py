@@ -16,10 +16,12 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from flwr.app import Message, RecordDict
 
+from fedtune.aggregation.control import as_controls
 from fedtune.aggregation.registry import aggregator
 from fedtune.config.schema import Config
 from fedtune.errors import FederationError, Problem
 from fedtune.federation.client import build_client_app
+from fedtune.federation.controls import read_controls, with_controls
 from fedtune.federation.dialogue import MESSAGE_TYPES, Stage, flower_failure
 from fedtune.federation.requests import train_request
 from fedtune.federation.uplink import uplink_spec
@@ -34,7 +36,7 @@ from fedtune.federation.wire import (
     content,
     parse_reply,
 )
-from fedtune.models.adapter import AdapterSpec, initial_adapter
+from fedtune.models.adapter import Adapter, AdapterSpec, initial_adapter
 from fedtune.simulation.grid import InProcessGrid
 from fedtune.site.deployed import DeployedSite
 from fedtune.site.folder import SiteFolder
@@ -97,18 +99,20 @@ def _untold(*_: object) -> None:
 
 
 def _answered(grid: InProcessGrid, spec: AdapterSpec, config: Config, round_number: int) -> Trial:
-    start = to_arrays(initial_adapter(spec, config.seed))
+    adapter = initial_adapter(spec, config.seed)
+    start = to_arrays(adapter)
     request = train_request(config, aggregator(config.aggregation), round_number)
     hello, _ = _ask(grid, "hello", content(HelloRequest()), HelloReply)
-    trained, update = _ask(grid, "train", content(request, start), TrainReply)
+    controlled = config.training.control_variates
+    asked = with_controls(start, adapter, {}, spec, request.factors) if controlled else start
+    trained, update = _ask(grid, "train", content(request, asked), TrainReply)
     evaluated, _ = _ask(grid, "evaluate", content(EvaluateRequest(round=0), start), EvaluateReply)
-    tensors = decode(
-        arrays_of(update),
-        uplink_spec(config, spec, trained.site),
-        request.factors,
-        config.updates,
-        where="this site's own reply",
-    ).tensors
+    where, expected = "this site's own reply", uplink_spec(config, spec, trained.site)
+    record, change = arrays_of(update), Adapter()
+    if controlled:
+        record, change = read_controls(record, expected, request.factors, where=where)
+    decoded = decode(record, expected, request.factors, config.updates, where=where)
+    tensors = dict(decoded.tensors) | as_controls(change)
     return Trial(
         replies=(hello, trained, evaluated),
         norms={name: float(np.linalg.norm(tensor.astype(np.float64))) for name, tensor in tensors.items()},

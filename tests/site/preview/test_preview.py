@@ -46,7 +46,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(site: JoinedSite, rows: Path) -> SitePolicy:
-    write_policy(site.folder, policy_values(site, files=[str(rows)], base_models=[]))
+    write_policy(
+        site.folder, policy_values(site, files=[str(rows)], base_models=[]) | {"metrics": list(METRICS)}
+    )
     return load_policy(site.folder / "site.yaml").policy
 
 
@@ -215,6 +217,7 @@ def test_the_bytes_of_a_plain_update_are_those_of_the_real_one(plain: Config, po
         ["aggregation=svd", "updates=int8", "updates.error_feedback=false"],
         ["aggregation=alternating", "updates=int4"],
         ["aggregation=ffa", "aggregation.site_ranks={ear: 2}", "updates=int4"],
+        ["training=scaffold", "aggregation=ffa", "aggregation.weighting=uniform"],
     ],
     ids=" ".join,
 )
@@ -222,7 +225,7 @@ def test_the_update_that_is_shown_is_the_one_that_is_sent(
     tiny_model_dir: Path, policy: SitePolicy, overrides: list[str]
 ) -> None:
     config = federation_config(tiny_model_dir, *overrides)
-    message = shown(config, policy).messages[1]
+    (message,) = (each for each in shown(config, policy).messages if each.name == "TrainReply")
     trial = try_one_step(local(config, policy), site="ear")
     assert {name for group in message.tensors for name in group.names} == set(trial.norms)
     assert ("sketches" in message.when) == ("aggregation=sketch" in overrides)

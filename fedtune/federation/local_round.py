@@ -1,0 +1,166 @@
+"""A site's own work in a round: what is trained, what of it is to leave, and what stays on its disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+from flwr.app import ArrayRecord
+
+from fedtune.config.derived import kept_rounds
+from fedtune.config.methods import method
+from fedtune.data.seeds import derive_seed
+from fedtune.data.tokenize import TokenizedExample
+from fedtune.federation.control_memory import ControlMemory
+from fedtune.federation.controls import read_controls, with_change
+from fedtune.federation.downlink import GlobalModel, placed, received
+from fedtune.federation.optimizer_memory import OptimizerMemory
+from fedtune.federation.own_factors import OwnFactors
+from fedtune.federation.personal import own_adapter, train_beside
+from fedtune.federation.residual_memory import ResidualMemory
+from fedtune.federation.round_files import RoundFiles
+from fedtune.federation.site import Site
+from fedtune.federation.uplink import rank_of_site, uplink
+from fedtune.federation.wire import TrainReply, TrainRequest
+from fedtune.models.adapted import AdaptedModel
+from fedtune.models.adapter import Adapter, Factor
+from fedtune.training.train import TrainingResult, train
+from fedtune.updates.codec import to_arrays
+from fedtune.updates.encode import encode
+from fedtune.updates.protect import Protected, protect
+
+__all__ = ["Trained", "encoded", "fit", "read_global", "reply_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a round's training gave.
+
+    Attributes:
+        reply: What the site says.
+        update: What of the adapter's change may leave.
+        control_change: By how much the site's control variates changed; empty without them.
+    """
+
+    reply: TrainReply
+    update: Protected
+    control_change: Adapter
+
+
+def read_global(
+    record: ArrayRecord, site: Site, model: AdaptedModel, *, factors: Sequence[Factor], where: str
+) -> GlobalModel:
+    """Decode what came with a message.
+
+    Args:
+        record: The arrays of the message.
+        site: The site that received it.
+        model: Its model.
+        factors: That the message asks to train; empty for an evaluation, with which no variates come.
+        where: As of `fedtune.updates.codec.from_arrays`.
+
+    Raises:
+        UpdateError: FT501 to FT505, as of `fedtune.updates.codec.from_arrays`.
+    """
+    controls: Adapter = {}
+    if factors and site.config.training.control_variates:
+        record, controls = read_controls(record, model.spec, factors, where=where)
+    has_side_car = method(site.config.aggregation.method).has_side_car
+    adapter, side_car = received(record, model.spec, has_side_car=has_side_car, where=where)
+    return GlobalModel(adapter=adapter, side_car=side_car, controls=controls)
+
+
+def fit(
+    request: TrainRequest,
+    site: Site,
+    model: AdaptedModel,
+    start: GlobalModel,
+    steps: Sequence[Sequence[TokenizedExample]],
+) -> Trained:
+    """Train the global model on a round's rows, and keep what the site keeps.
+
+    Raises:
+        RunError: FT721, FT723, FT724, a file of an earlier round is damaged.
+        TrainingError: As of `fedtune.training.train.train`.
+        UpdateError: FT504, the update is not finite.
+    """
+    known = method(site.config.aggregation.method)
+    keeps = site.config.training.keep_optimizer_state and not known.resets_moments
+    kept = kept_rounds(site.config, least=RoundFiles.KEPT_ROUNDS)
+    memory = OptimizerMemory(site.state_dir, site.name, kept=kept)
+    variates = ControlMemory(site.state_dir, site.name)
+    before = variates.before(request.round, start.adapter) if start.controls else {}
+    started = time.time()
+    with _trainable(site, model, start, request.round):
+        result = train(
+            model,
+            steps,
+            config=site.config.training,
+            factors=(*request.factors, *known.kept),
+            first_step=request.first_step,
+            total_steps=request.total_steps,
+            seed=derive_seed(site.config.seed, "train", site.name, request.round),
+            moments=memory.before(request.round) if keeps else None,
+            correction={name: mean - before[name] for name, mean in start.controls.items()} or None,
+            on_step=None if site.on_step is None else partial(site.on_step, site.name, request.round),
+        )
+        update = protect(uplink(site.config, model, result.delta, request.factors))
+        if known.kept:
+            own = OwnFactors(site.state_dir, site.name)
+            own.keep_own(request.round, model.read_adapter(), model.spec, known.kept)
+    train_beside(request, site, model, start, steps)
+    if keeps and result.moments is not None:
+        memory.keep(request.round, result.moments)
+    if start.controls:
+        variates.keep(request.round, result.mean_gradients)
+    return Trained(
+        reply=reply_of(request, site, result, started),
+        update=update,
+        control_change={name: after - before[name] for name, after in result.mean_gradients.items()},
+    )
+
+
+def encoded(request: TrainRequest, site: Site, trained: Trained) -> ArrayRecord:
+    """Encode what leaves without a mask; what rounding leaves out is kept for a later round."""
+    updates = site.config.updates
+    if updates.error_feedback:
+        memory = ResidualMemory(site.state_dir, site.name)
+        payload, residual = encode(trained.update, updates, memory.before(request.round))
+        memory.keep(request.round, residual)
+    else:
+        payload, _ = encode(trained.update, updates)
+    record = to_arrays(payload)
+    return with_change(record, trained.control_change) if trained.control_change else record
+
+
+def _trainable(
+    site: Site, model: AdaptedModel, start: GlobalModel, round_number: int
+) -> AbstractContextManager[None]:
+    """Have on the model what this site trains in a round, and beside it what it does not."""
+    return placed(
+        model,
+        own_adapter(site, start.adapter, before=round_number),
+        start.side_car,
+        rows=rank_of_site(site.config, site.name),
+        rest=method(site.config.aggregation.method).other_rows == "kept",
+    )
+
+
+def reply_of(request: TrainRequest, site: Site, result: TrainingResult, started: float) -> TrainReply:
+    """Return what a site says of its training, which began at ``started`` and ends now."""
+    return TrainReply(
+        site=site.name,
+        round=request.round,
+        examples=site.told("examples", result.examples),
+        tokens=site.told("tokens", result.tokens),
+        response_tokens=site.told("tokens", result.response_tokens),
+        steps=result.steps,
+        loss_before=site.told("train_loss", result.loss_before),
+        loss_after=site.told("train_loss", result.loss_after),
+        started=started,
+        finished=time.time(),
+        peak_memory_mib=site.told("peak_memory", result.peak_memory_mib),
+    )
