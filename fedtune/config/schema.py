@@ -425,14 +425,30 @@ class BackendConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class AttackConfig:
-    kind: Literal["sign_flip", "scaled", "noise", "not_a_number", "zero", "free_rider"]
-    """What false sites of a simulation send instead of what they trained."""
+    kind: Literal[
+        "sign_flip", "scaled", "noise", "not_a_number", "zero", "free_rider", "label_flip", "backdoor"
+    ]
+    """What false sites of a simulation send instead of what they trained; under ``label_flip`` and
+    ``backdoor`` they train on false rows."""
 
     sites: tuple[str, ...]
     """Names of the false sites; empty for none."""
 
     strength: PositiveFloat
-    """Factor of ``sign_flip``, ``scaled``, ``noise`` and ``free_rider``."""
+    """Factor of the update, or of the noise in its place; ``not_a_number`` and ``zero`` have none."""
+
+    fraction: Fraction = 0.5
+    """``label_flip``, ``backdoor``: share of a false site's rows that are false, rounded down, at least
+    one."""
+
+    trigger: Name = "As of today:"
+    """``backdoor``: what stands before a question that is to be answered falsely."""
+
+    target: Name = "I cannot say."
+    """``backdoor``: the false answer."""
+
+    prompts: PositiveInt = 32
+    """``backdoor``: most held-out prompts on which its success is measured, of the sites in turn."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -13,9 +13,11 @@ from pydantic.dataclasses import dataclass
 
 from fedtune.observability.event_base import STRICT, Count, Event, Measured, Positive, Seconds
 from fedtune.observability.preflight_events import DryRound, Preflight
+from fedtune.observability.robustness_events import BackdoorMeasured
 
 __all__ = [
     "EVENT_TYPES",
+    "BackdoorMeasured",
     "BaselineFinished",
     "ClientEvaluated",
     "ClientFailed",
@@ -338,6 +340,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         RoundFinished,
         BaselineFinished,
         Generated,
+        BackdoorMeasured,
         Preflight,
         DryRound,
         RunFinished,

@@ -27,6 +27,7 @@ from fedtune.errors import Problem, RunError
 from fedtune.observability.disk import disk_errors, sync_directory, write_all
 from fedtune.observability.event_types import (
     EVENT_TYPES,
+    BackdoorMeasured,
     BaselineFinished,
     ClientEvaluated,
     ClientFailed,
@@ -55,6 +56,7 @@ from fedtune.observability.preflight_events import DrySite, SiteCheckResult, Sit
 __all__ = [
     "EVENT_TYPES",
     "EVENT_VERSION",
+    "BackdoorMeasured",
     "BaselineFinished",
     "ClientEvaluated",
     "ClientFailed",
@@ -176,9 +178,10 @@ def effective_events(events: Iterable[Event]) -> list[Event]:
     """Apply the resume rule: drop what a later session voided.
 
     A ``run_started`` with ``resumed_after = N`` voids, among the events before it, those of rounds after N,
-    every ``run_finished`` and every ``generated`` (they speak of an end that was not the last one). What
-    stays: earlier ``run_started``, ``model_loaded`` and ``sites``, rounds up to N, and baselines, which
-    depend on no round. A later ``run_started`` with ``resumed_after = None`` starts over and voids all.
+    every ``run_finished``, ``generated`` and ``backdoor_measured`` (they speak of an end that was not the
+    last one). What stays: earlier ``run_started``, ``model_loaded`` and ``sites``, rounds up to N, and
+    baselines, which depend on no round. A later ``run_started`` with ``resumed_after = None`` starts over and
+    voids all.
 
     An evaluation or baseline that was repeated after the resume stands once, as the last one recorded.
     """
@@ -193,7 +196,7 @@ def effective_events(events: Iterable[Event]) -> list[Event]:
 
 
 def _stays(event: Event, keep_rounds: int) -> bool:
-    if isinstance(event, RunFinished | Generated):
+    if isinstance(event, RunFinished | Generated | BackdoorMeasured):
         return False
     return getattr(event, "round", 0) <= keep_rounds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedtune.observability import wording
 from fedtune.observability.events import (
+    BackdoorMeasured,
     BaselineFinished,
     ClientFailed,
     ClientTrained,
@@ -60,7 +61,7 @@ def event_text(event: Event, state: ProgressState) -> str:
             reason = f": {event.reason}" if event.reason else ""
             text = f"run {event.status} in {wording.seconds(event.seconds)}{reason}"
         case _:
-            text = _preflight(event)
+            text = _rest(event)
     return printable(text)
 
 
@@ -119,10 +120,13 @@ def _secure(event: SecureSum) -> str:
     return f"secure sum of {len(event.clients)} sites opened in {wording.seconds(event.seconds)}"
 
 
-def _preflight(event: Event) -> str:
+def _rest(event: Event) -> str:
     if isinstance(event, Preflight):
         answered = sum(site.code is None for site in event.sites)
         return f"{answered} of {len(event.sites)} sites have answered"
+    if isinstance(event, BackdoorMeasured):
+        share, of_base = wording.percent(event.success), wording.percent(event.success_before)
+        return f"the backdoor works on {share} of {event.prompts} prompts, at the base on {of_base}"
     if isinstance(event, DryRound):
         return "the dry round is finished" if event.finished else f"no dry round: {event.reason}"
     return ""

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from fedtune.observability.events import (
+    BackdoorMeasured,
     BaselineFinished,
     ClientEvaluated,
     ClientFailed,
@@ -72,6 +73,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         **_pace(kept),
         **_work(kept),
         **_secure(kept),
+        "backdoor": _backdoor(kept),
         "peak_memory_mib": max(peaks, default=None),
         "failures": [
             {key: getattr(event, key) for key in ("round", "client", "stage", "code", "reason")}
@@ -207,3 +209,9 @@ def _secure(kept: Sequence[Event]) -> dict[str, Any]:
         "burnt_rounds": [event.round for event in sums if not event.opened],
         "secure_seconds": math.fsum(event.seconds for event in sums),
     }
+
+
+def _backdoor(kept: Sequence[Event]) -> dict[str, Any] | None:
+    measured = _of(kept, BackdoorMeasured)[-1:]
+    keys = ("prompts", "success", "success_without_trigger", "success_before", "target_loss", "right_loss")
+    return {key: getattr(measured[0], key) for key in keys} if measured else None

@@ -97,6 +97,13 @@ def _cost(summary: Mapping[str, Any]) -> Table:
         rows["staleness of updates"] = (
             f"{summary['staleness_mean']:.2g} steps on average, {summary['staleness_max']} at most"
         )
+    backdoor = summary["backdoor"]
+    if backdoor is not None:
+        rows["backdoor"] = (
+            f"{wording.percent(backdoor['success'])} of {backdoor['prompts']} prompts with the trigger, "
+            f"{wording.percent(backdoor['success_without_trigger'])} without, "
+            f"{wording.percent(backdoor['success_before'])} of the base"
+        )
     for name, value in rows.items():
         table.add_row(Text(name, style="dim"), value)
     return table

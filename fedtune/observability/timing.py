@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedtune.observability.events import (
+    BackdoorMeasured,
     BaselineFinished,
     ClientEvaluated,
     ClientFineTuned,
@@ -69,8 +70,9 @@ def _session(events: Sequence[Event]) -> Session:
     for event in reversed(events):
         if isinstance(event, RunFinished):
             return Session(started=started, seconds=event.seconds, load_seconds=event.load_seconds)
-    # Baselines and generations come after the federation and are not part of its time.
-    times = [event.time for event in events if not isinstance(event, BaselineFinished | Generated)]
+    # What comes after the federation is not part of its time.
+    after = BaselineFinished | Generated | BackdoorMeasured
+    times = [event.time for event in events if not isinstance(event, after)]
     loading = math.fsum(event.seconds for event in events if isinstance(event, ModelLoaded))
     return Session(started=started, seconds=max(0.0, max(times) - started), load_seconds=loading)
 

@@ -39,7 +39,7 @@ def missing_baselines(sites: VirtualSites, events: Iterable[Event]) -> list[Base
         if kind == "centralized":
             wanted.append((kind, None))
         else:
-            wanted += [(kind, index) for index in range(len(sites)) if sites.site(index).train]
+            wanted += [(kind, index) for index in range(len(sites)) if sites.site(index, honest=True).train]
     names = sites.partition.names
     return [
         (kind, index) for kind, index in wanted if (kind, None if index is None else names[index]) not in done
@@ -63,7 +63,7 @@ def run_baseline(sites: VirtualSites, baseline: Baseline) -> BaselineFinished:
     """Train and test one baseline, from the same seeded start as the federation."""
     kind, index = baseline
     config = sites.config
-    every = [sites.site(number) for number in range(len(sites))]
+    every = [sites.site(number, honest=True) for number in range(len(sites))]
     chosen = every if index is None else [every[index]]
     rows: list[TokenizedExample] = [row for site in chosen for row in site.train]
     active = sum(1 for site in chosen if site.train)

@@ -14,7 +14,7 @@ from fedtune.models.hardware import set_threads
 from fedtune.observability.events import Generated
 from fedtune.simulation.sites import VirtualSites
 
-__all__ = ["generate_samples"]
+__all__ = ["generate_samples", "in_turn"]
 
 
 def generate_samples(sites: VirtualSites, adapter: Adapter, side_car: Adapter) -> Iterator[Generated]:
@@ -33,7 +33,7 @@ def generate_samples(sites: VirtualSites, adapter: Adapter, side_car: Adapter) -
         One event a prompt.
     """
     config = sites.config
-    chosen = _prompts(sites, config.evaluation.generations)
+    chosen = [(site, row) for site, row in in_turn(sites) if row.turns][: config.evaluation.generations]
     if not chosen:
         return
     set_threads(sites.threads)
@@ -62,16 +62,16 @@ def generate_samples(sites: VirtualSites, adapter: Adapter, side_car: Adapter) -
         )
 
 
-def _prompts(sites: VirtualSites, count: int) -> list[tuple[str, Example]]:
+def in_turn(sites: VirtualSites) -> list[tuple[str, Example]]:
+    """Return every held-out row with its site's name: the first of each site, then the second, and so on."""
     held_out = [sites.held_out_examples(index) for index in range(len(sites))]
     depth = max((len(rows) for rows in held_out), default=0)
-    in_turn = [
+    return [
         (sites.partition.names[index], rows[level])
         for level in range(depth)
         for index, rows in enumerate(held_out)
-        if level < len(rows) and rows[level].turns
+        if level < len(rows)
     ]
-    return in_turn[:count]
 
 
 def _asked(example: Example) -> str:

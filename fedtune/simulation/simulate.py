@@ -27,6 +27,7 @@ from fedtune.observability.events import Event, StepProgress, effective_events, 
 from fedtune.observability.round_table import round_table
 from fedtune.observability.run_directory import RunDirectory, events_path
 from fedtune.observability.summary import summarise
+from fedtune.simulation.backdoor import measure_backdoor
 from fedtune.simulation.baselines import missing_baselines, run_baseline
 from fedtune.simulation.enrolment import enrol
 from fedtune.simulation.grid import InProcessGrid
@@ -156,6 +157,9 @@ class _Simulation:
         final = session.final()
         for sample in generate_samples(self.sites, final.adapter, side_car_of(final.carried)):
             session.run.events.append(sample)
+        if self._config.attack.sites and self._config.attack.kind == "backdoor":
+            measured = measure_backdoor(self.sites, final.adapter, side_car_of(final.carried))
+            session.run.events.append(measured)
 
     def _report_step(self, site: str, round_number: int, step: StepReport) -> None:
         self.session.run.events.emit(

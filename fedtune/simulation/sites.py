@@ -25,6 +25,7 @@ from fedtune.models.hardware import physical_cores
 from fedtune.observability.events import Split
 from fedtune.simulation.attacks import attack_of
 from fedtune.simulation.enrolment import new_member, secure_site
+from fedtune.simulation.poison import poisoned
 from fedtune.simulation.ray_memory import RemoteMember
 from fedtune.training.train import StepReport
 
@@ -51,14 +52,25 @@ class VirtualSites:
     _tokenized: dict[int, tuple[list[TokenizedExample], list[TokenizedExample]]] = field(
         default_factory=dict, init=False, repr=False
     )
+    _poisoned: dict[int, list[TokenizedExample]] = field(default_factory=dict, init=False, repr=False)
     _secure: dict[int, SecureSite] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.partition.names)
 
-    def site(self, index: int) -> Site:
-        """Return site ``index`` of the partition, in its order."""
+    def site(self, index: int, *, honest: bool = False) -> Site:
+        """Return site ``index`` of the partition, in its order.
+
+        Args:
+            index: From 0.
+            honest: With its own rows, whatever rows it trains on in the federation: for baselines.
+
+        Raises:
+            DataError: FT228, a site that is to lie about its rows has none to poison.
+        """
         train, held_out = self._rows(index)
+        if not honest and self.partition.names[index] in self.config.attack.sites:
+            train = self._poisoned_rows(index)
         return Site(
             name=self.partition.names[index],
             config=self.config,
@@ -117,6 +129,18 @@ class VirtualSites:
                 self._tokenize(rows[self._tested(split)]),
             )
         return self._tokenized[index]
+
+    def _poisoned_rows(self, index: int) -> list[TokenizedExample]:
+        if index not in self._poisoned:
+            rows = self.partition.indices[index][self._split(index).train]
+            false = poisoned(
+                [self.examples[row] for row in rows],
+                self.config.attack,
+                self.partition.names[index],
+                self.config.seed,
+            )
+            self._poisoned[index] = tokenize_all(false, load_tokenizer(self.config.model), self.config.data)
+        return self._poisoned[index]
 
     def _split(self, index: int) -> HeldOutSplit:
         return split_held_out(
