@@ -52,8 +52,8 @@ def with_all(federation: CliFederation, run: str) -> None:
     assert aggregated.clients == tuple(sorted(federation.sites))
 
 
-def fedtune_ends(*arguments: str | Path) -> tuple[int, str]:
-    """Run a command to its end; returns its exit code and its words."""
+def fedtune_ends(*arguments: str | Path) -> tuple[int, str, str]:
+    """Run a command to its end; returns its exit code, and what it wrote to stdout and to stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "fedtune", *map(str, arguments)],
         capture_output=True,
@@ -61,7 +61,7 @@ def fedtune_ends(*arguments: str | Path) -> tuple[int, str]:
         check=False,
         timeout=120,
     )
-    return done.returncode, done.stdout + done.stderr
+    return done.returncode, done.stdout, done.stderr
 
 
 def of_the_day_before_yesterday(folder: CoordinatorFolder) -> bytes:
@@ -119,12 +119,9 @@ def test_a_site_that_trusts_another_authority_stays_away(federation: CliFederati
     federation.start_site("eye")
     try:
         assert without(federation, "stranger", "eye") == {"FT612"}
-        code, words = fedtune_ends("client", "doctor", eye.path, "--json")
+        code, found, _ = fedtune_ends("client", "doctor", eye.path, "--json")
         assert code != 0
-        failed = {
-            check["name"]: check for check in json.loads(words)["checks"] if check["status"] == "failed"
-        }
-        assert failed
+        assert "FT848" in {check["code"] for check in json.loads(found)["checks"]}
     finally:
         federation.kill("eye")
         eye.authority.write_bytes(right)
@@ -140,7 +137,7 @@ def test_a_server_does_not_start_with_a_certificate_that_has_ended(federation: C
     federation.kill("server")
     try:
         folder.certificate.write_bytes(of_the_day_before_yesterday(folder))
-        code, words = fedtune_ends("server", "start", folder.path)
+        code, _, words = fedtune_ends("server", "start", folder.path)
         assert code != 0
         assert "FT631: the certificate ended on" in words
         assert str(folder.certificate) in words
