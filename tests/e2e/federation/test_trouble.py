@@ -31,6 +31,7 @@ THREE = tiny_run(
     federation__round_timeout_seconds=60,
     federation__join_timeout_seconds=20,
 )
+ALL = tiny_run(federation__rounds=1, federation__join_timeout_seconds=240)
 CONNECTS_SECONDS = 240.0
 
 
@@ -47,7 +48,7 @@ def without(federation: CliFederation, run: str, site: str) -> set[str]:
 
 def with_all(federation: CliFederation, run: str) -> None:
     federation.wait("the sites", federation.all_connected, seconds=CONNECTS_SECONDS)
-    assert federation.run(f"name={run}", *PLAIN, *THREE)["status"] == "completed"
+    assert federation.run(f"name={run}", *PLAIN, *ALL, seconds=500)["status"] == "completed"
     (aggregated,) = (event for event in federation.events(run) if isinstance(event, RoundAggregated))
     assert aggregated.clients == tuple(sorted(federation.sites))
 
