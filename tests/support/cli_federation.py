@@ -1,5 +1,4 @@
-"""A whole federation made and run by fedtune's own commands: one server and some sites, as processes, with
-TLS.
+"""A federation made and run by fedtune's own commands: one server and some sites, as processes, with TLS.
 
 What systemd would do is done here: a process that was killed is started again.
 """
