@@ -119,10 +119,11 @@ def test_a_site_that_trusts_another_authority_stays_away(federation: CliFederati
     eye.authority.write_bytes((tmp_path / "other" / AUTHORITY_CERTIFICATE).read_bytes())
     federation.start_site("eye")
     try:
-        assert without(federation, "stranger", "eye") == {"FT612"}
+        # FT605 as well, where Flower still takes the killed client for connected when the run begins.
+        assert without(federation, "stranger", "eye") | {"FT605"} == {"FT605", "FT612"}
         code, found, _ = fedtune_ends("client", "doctor", eye.path, "--json")
         assert code != 0
-        assert "FT848" in {check["code"] for check in json.loads(found)["checks"]}
+        assert {"FT636", "FT848"} <= {check["code"] for check in json.loads(found)["checks"]}
     finally:
         federation.kill("eye")
         eye.authority.write_bytes(right)
