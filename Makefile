@@ -1,5 +1,6 @@
 # make demo: from a fresh clone to a federated model and its report.  make test: all that CI runs.
 # Both make .venv and install into it at pinned versions the first time, and are quick to start after that.
+# Real processes are tested one test after another, all else in JOBS processes at a time.
 # make bundle: all that a machine without internet installs. Its tools stay out of .venv, and .venv out of it.
 
 PYTHON ?= python3
@@ -7,6 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUNDLE_VENV ?= .venv-bundle-$(notdir $(PYTHON))
 EXTRAS ?=
+JOBS ?= 2
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -28,7 +30,8 @@ test: $(VENV)/dev.stamp $(BUNDLE_VENV)/stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not e2e"
+	$(BIN)/python -m pytest -m e2e
 
 bundle: $(BUNDLE_VENV)/stamp
 	@$(BUNDLE_VENV)/bin/python .ci/bundle/build.py --extras "$(EXTRAS)"

@@ -1,9 +1,8 @@
-"""``fedtune bench deployment``: a server and four sites as processes, over TLS on loopback, with the demo's
-model.
+"""``fedtune bench deployment``: a server and four sites as processes over TLS, with the demo's model.
 
 What a round costs beyond training is Flower's polling, the transport of adapters, and with secure
-aggregation its
-trips. Sites train at the same time on the same cores, so training itself is left out of every figure.
+aggregation its trips. Sites train at the same time on the same cores, so training itself is left out of every
+figure.
 """
 
 from __future__ import annotations

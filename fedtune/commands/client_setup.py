@@ -70,7 +70,7 @@ def run_join(arguments: argparse.Namespace) -> int:
 
     Raises:
         FedtuneError: FT633, another coordinator has signed it, or it is for another site; FT918, the roster
-        does not follow the one that is believed, or has another fingerprint.
+            does not follow the one that is believed, or has another fingerprint.
         ConfigError: FT109, there is no terminal to ask.
     """
     folder = SiteFolder(Path(arguments.folder))

@@ -25,6 +25,7 @@ from fedtune.coordinator.settings import load_settings
 from fedtune.coordinator.wanted import WantedRuns
 from fedtune.errors import Problem, RunError
 from fedtune.federation import server
+from fedtune.federation.parcels import ParcelGrid
 from fedtune.federation.run_config import CONFIG_KEY
 from fedtune.federation.secure_round import SecureCoordinator
 from fedtune.federation.session import RunSession
@@ -44,7 +45,8 @@ def build_server_app() -> ServerApp:
     app = ServerApp()
 
     @app.main()
-    def main(grid: Grid, context: Context) -> None:
+    def main(flower: Grid, context: Context) -> None:
+        grid = ParcelGrid(flower)
         config = config_from_json(str(context.run_config[CONFIG_KEY]))
         models = load_settings(folder.settings).models
         model = replace(config.model, name=models.get(config.model.name, config.model.name))

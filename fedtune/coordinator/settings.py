@@ -116,7 +116,7 @@ def load_settings(path: Path) -> ServerSettings:
 
     Raises:
         MachineError: FT660 for a file that cannot be used; otherwise every problem in it: FT661 an unknown
-        key, FT662 a value that a key does not take, FT663 a key without a value.
+            key, FT662 a value that a key does not take, FT663 a key without a value.
     """
     settings = SETTINGS.load(path).value
     notify_settings(settings, where=str(path))

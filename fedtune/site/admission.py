@@ -84,7 +84,7 @@ class Admission:
 
         Raises:
             FedtuneError: What the standing, the bundle, the version, the configuration, the policy or a
-            missing approval says against it.
+                missing approval says against it.
         """
         kind = KINDS.get(message.metadata.message_type)
         if kind is None:

@@ -17,6 +17,7 @@ from logging.handlers import SysLogHandler
 
 import fedtune
 from fedtune.errors import FedtuneError, MachineError, Problem
+from fedtune.federation.parcels import through_parcels
 from fedtune.keys.joining import Connection, read_connection
 from fedtune.observability.disk import disk_errors
 from fedtune.observability.lock import only_one
@@ -186,7 +187,8 @@ class Client:
     def _execute(self, desk: Desk, state: SiteState, node: Node, stop: threading.Event) -> None:
         """Be the executor until the node ends or this process is to stop."""
         ended = threading.Event()
-        executor = Executor(desk.answer, runtime_address=node.address, auth_secret=node.secret)
+        answer = through_parcels(desk.answer)
+        executor = Executor(answer, runtime_address=node.address, auth_secret=node.secret)
 
         def execute() -> None:
             try:

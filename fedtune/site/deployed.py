@@ -79,7 +79,7 @@ class DeployedSite:
         Raises:
             DataError: With all problems of the site's rows.
             SecureAggregationError: FT918, no roster is accepted, or this site is not in it; FT928, its
-            identity.
+                identity.
         """
         now = config_hash(config)
         if now != self._hash:

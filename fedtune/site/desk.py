@@ -67,9 +67,9 @@ class Desk:
         * Nothing is done for a message that the standing, the policy or the operator's approval refuses; that
           it came and that it was refused is on the disk before the answer leaves.
         * What leaves is in the audit log, by names, sizes, norms and hashes, before it is handed to the
-        network; where the log cannot be written, `answer` raises and there is no answer to hand over.
+          network; where the log cannot be written, `answer` raises and there is no answer to hand over.
         * No answer says more of a refusal than its code and the policy's reasons, and none says a word of
-        what failed on this machine.
+          what failed on this machine.
         * A pause, a departure and the end of the client end a training with its next step.
 
     Attributes:
@@ -168,7 +168,7 @@ class Desk:
 
         Raises:
             FedtuneError: What the standing, the version, the bundle, the coordinator or the configuration
-            says against an answer.
+                says against an answer.
         """
         self._admission.admit_bundle(context, bundle)
         request = parse(message, PreflightRequest)

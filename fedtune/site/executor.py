@@ -60,7 +60,7 @@ class Executor:
     Guarantees:
         * Nothing of a bundle is run, imported, unpacked or written to disk: its bytes are hashed.
         * A message that could be read is answered: by ``answer``, or, where that raises, with a `Failure`
-        that the coordinator records as FT609 with the exception's type; no other word of it leaves the site.
+          that the coordinator records as FT609 with the exception's type; no other word of it leaves.
         * While a message is handled the SuperNode hears that its executor lives, however long it takes.
         * Neither a failed task nor a SuperNode that is away or starts anew ends `run`.
 
@@ -70,7 +70,7 @@ class Executor:
 
     Args:
         answer: Answers a message: told of the message, of Flower's context, and of the SHA-256 of the
-        bundle's bytes, in hex.
+            bundle's bytes, in hex.
         runtime_address: ``host:port`` of the SuperNode's Runtime API. It is spoken to in clear, so the host
             must be a loopback address.
         auth_secret: Bytes of the file that the SuperNode got as ``--superexec-auth-secret-file``.

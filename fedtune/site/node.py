@@ -22,6 +22,7 @@ __all__ = ["Node", "end_node", "start_node"]
 START_SECONDS: Final = 60.0
 _SECRET_BYTES: Final = 32
 _LOG: Final = "node.log"
+_EXIT: Final = "Exit Code: "
 _MOST_LOG_BYTES: Final = 8 * 2**20
 
 
@@ -50,9 +51,11 @@ class Node:
             return file.read().decode("utf-8", errors="replace")
 
     def last_words(self) -> str:
-        """Return the last line that it wrote."""
-        lines = self.words().splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "nothing")[:300]
+        """Return why it ended: what Flower says below its exit code, or else the last line that it wrote."""
+        lines = [line.strip() for line in self.words().splitlines() if line.strip()]
+        exits = [number for number, line in enumerate(lines) if _EXIT in line]
+        said = " ".join(lines[exits[-1] + 1 : exits[-1] + 3]) if exits else "".join(lines[-1:])
+        return (said or "nothing")[:300]
 
 
 def program() -> list[str]:

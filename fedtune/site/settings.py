@@ -91,7 +91,7 @@ def load_settings(path: Path) -> SiteSettings:
 
     Raises:
         MachineError: FT680 for a file that cannot be used; otherwise every problem in it: FT681 an unknown
-        key, FT682 a value that a key does not take, FT683 a key without a value.
+            key, FT682 a value that a key does not take, FT683 a key without a value.
     """
     return SETTINGS.load(path).value
 

@@ -115,8 +115,12 @@ def test_make_test_checks_in_order_and_stops_at_the_first_failure() -> None:
         timeout=60,
     )
     commands = [line for line in done.stdout.splitlines() if line.startswith(".venv-not-there/bin/")]
-    tools = [line.removeprefix(".venv-not-there/bin/") for line in commands[-4:]]
-    assert tools == ["ruff check .", "ruff format --check .", "mypy", "python -m pytest"]
+    tools = [line.removeprefix(".venv-not-there/bin/") for line in commands[-5:]]
+    assert tools[:3] == ["ruff check .", "ruff format --check .", "mypy"]
+    assert tools[3:] == [
+        'python -m pytest -n 2 --dist loadfile -m "not e2e"',
+        "python -m pytest -m e2e",
+    ]
 
 
 def test_make_refuses_an_old_python_in_words(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -223,3 +224,28 @@ def test_a_file_of_the_folder_that_is_missing_is_named(folder: SiteFolder, name:
     path.unlink()
     with pytest.raises(FedtuneError, match=path.name):
         Client.of(folder).serve(threading.Event())
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("", "nothing"),
+        ("INFO: up\n\nINFO: down\n\n", "INFO: down"),
+        (
+            "ERROR: Exit Code: 305\nFailed to initialize the connection.\n[SSL: CERTIFICATE_VERIFY_FAILED]\n"
+            "For more, visit\nINFO: Finished server process [7]\n",
+            "Failed to initialize the connection. [SSL: CERTIFICATE_VERIFY_FAILED]",
+        ),
+    ],
+)
+def test_the_last_words_of_a_node_say_why_it_ended(tmp_path: Path, written: str, said: str) -> None:
+    (tmp_path / "node.log").write_text("ERROR: Exit Code: 1\nof an earlier one\n" + written)
+    with subprocess.Popen(["true"]) as process:
+        ended = node.Node(
+            process=process,
+            address="127.0.0.1:1",
+            secret=b"",
+            log=tmp_path / "node.log",
+            log_start=len("ERROR: Exit Code: 1\nof an earlier one\n"),
+        )
+    assert ended.last_words() == said

@@ -1,5 +1,4 @@
-"""A whole federation made and run by fedtune's own commands: one server and some sites, as processes, with
-TLS.
+"""A federation made and run by fedtune's own commands: one server and some sites, as processes, with TLS.
 
 What systemd would do is done here: a process that was killed is started again.
 """
@@ -87,9 +86,11 @@ class CliFederation:
         sites: Folder of each site, by name.
         port: Where the gate listens on 127.0.0.1.
         links: Each site's line to the gate.
+        insecure: Start everything with ``--insecure``.
     """
 
     path: Path
+    insecure: bool = False
     sites: dict[str, SiteFolder] = field(default_factory=dict)
     port: int = 0
     links: dict[str, Link] = field(default_factory=dict)
@@ -150,10 +151,14 @@ class CliFederation:
         self.wait("the start", self.all_connected, seconds=START_SECONDS)
 
     def start_server(self) -> None:
-        self._start("server", ["server", "start", str(self.coordinator.path)])
+        self._start("server", ["server", "start", str(self.coordinator.path), *self._insecure])
 
     def start_site(self, name: str) -> None:
-        self._start(name, ["client", "start", str(self.sites[name].path)])
+        self._start(name, ["client", "start", str(self.sites[name].path), *self._insecure])
+
+    @property
+    def _insecure(self) -> list[str]:
+        return ["--insecure"] if self.insecure else []
 
     def process(self, name: str) -> psutil.Process:
         """Return a site's client, or the server."""

@@ -31,6 +31,7 @@ THREE = tiny_run(
     federation__round_timeout_seconds=60,
     federation__join_timeout_seconds=20,
 )
+ALL = tiny_run(federation__rounds=1, federation__join_timeout_seconds=240)
 CONNECTS_SECONDS = 240.0
 
 
@@ -47,13 +48,13 @@ def without(federation: CliFederation, run: str, site: str) -> set[str]:
 
 def with_all(federation: CliFederation, run: str) -> None:
     federation.wait("the sites", federation.all_connected, seconds=CONNECTS_SECONDS)
-    assert federation.run(f"name={run}", *PLAIN, *THREE)["status"] == "completed"
+    assert federation.run(f"name={run}", *PLAIN, *ALL, seconds=500)["status"] == "completed"
     (aggregated,) = (event for event in federation.events(run) if isinstance(event, RoundAggregated))
     assert aggregated.clients == tuple(sorted(federation.sites))
 
 
-def fedtune_ends(*arguments: str | Path) -> tuple[int, str]:
-    """Run a command to its end; returns its exit code and its words."""
+def fedtune_ends(*arguments: str | Path) -> tuple[int, str, str]:
+    """Run a command to its end; returns its exit code, and what it wrote to stdout and to stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "fedtune", *map(str, arguments)],
         capture_output=True,
@@ -61,7 +62,7 @@ def fedtune_ends(*arguments: str | Path) -> tuple[int, str]:
         check=False,
         timeout=120,
     )
-    return done.returncode, done.stdout + done.stderr
+    return done.returncode, done.stdout, done.stderr
 
 
 def of_the_day_before_yesterday(folder: CoordinatorFolder) -> bytes:
@@ -118,13 +119,11 @@ def test_a_site_that_trusts_another_authority_stays_away(federation: CliFederati
     eye.authority.write_bytes((tmp_path / "other" / AUTHORITY_CERTIFICATE).read_bytes())
     federation.start_site("eye")
     try:
-        assert without(federation, "stranger", "eye") == {"FT612"}
-        code, words = fedtune_ends("client", "doctor", eye.path, "--json")
+        # FT605 as well, where Flower still takes the killed client for connected when the run begins.
+        assert without(federation, "stranger", "eye") | {"FT605"} == {"FT605", "FT612"}
+        code, found, _ = fedtune_ends("client", "doctor", eye.path, "--json")
         assert code != 0
-        failed = {
-            check["name"]: check for check in json.loads(words)["checks"] if check["status"] == "failed"
-        }
-        assert failed
+        assert {"FT636", "FT848"} <= {check["code"] for check in json.loads(found)["checks"]}
     finally:
         federation.kill("eye")
         eye.authority.write_bytes(right)
@@ -140,7 +139,7 @@ def test_a_server_does_not_start_with_a_certificate_that_has_ended(federation: C
     federation.kill("server")
     try:
         folder.certificate.write_bytes(of_the_day_before_yesterday(folder))
-        code, words = fedtune_ends("server", "start", folder.path)
+        code, _, words = fedtune_ends("server", "start", folder.path)
         assert code != 0
         assert "FT631: the certificate ended on" in words
         assert str(folder.certificate) in words
