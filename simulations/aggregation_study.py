@@ -1,13 +1,13 @@
 """Does it matter how updates are averaged? Every method on one model, one dataset and one budget of steps.
 
-    python simulations/aggregation_study.py [options] [overrides]            the methods
-    python simulations/aggregation_study.py --attacks [options] [overrides]  false sites against defences
+    python simulations/aggregation_study.py --choose [options]    the learning rate of each method
+    python simulations/aggregation_study.py [options]             the methods
+    python simulations/aggregation_study.py --attacks [options]   false sites against defences
 
 Options choose parts of the whole, each a list with commas: --methods, --splits (0.1, 0.5: Dirichlet's
-alpha, or iid), --clients, --ranks, --seeds. The whole (11 methods, 3 splits, 10 and 50 clients, ranks 4 and
-16, 3 seeds) takes days on two CPU cores, so begin with a part: --splits 0.1 --clients 10 --ranks 4. Every
-run goes on where it was stopped, and results/ beside this file is written anew from all parts that are
-complete.
+alpha, or iid), --clients, --ranks, --seeds, --defences, --lies. Only what is missing is run: a part that is
+complete is read from its run directory, and results/ beside this file is written anew after every part.
+simulations/results/README.md says what came out.
 """
 
 from __future__ import annotations
@@ -15,182 +15,183 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from study_model import lower_layers_remembered, prepare
+from study_tables import (
+    Figures,
+    attack_table,
+    choice_table,
+    figures_of,
+    pairs_table,
+    picture,
+    summed_up,
+    table,
+)
+
 import fedtune
+from fedtune.config.compose import compose
 from fedtune.config.methods import METHODS
 from fedtune.data.partition.base import client_names
-from fedtune.observability.charts.rows import Bar, Row, grouped_rows
-from fedtune.observability.progress import progress
+from fedtune.models.cache import cache_folder
 
 RESULTS = Path(__file__).parent / "results"
+EXPERIMENT = "experiment=aggregation_study"
 SPLITS, CLIENTS, RANKS, SEEDS = ("0.1", "0.5", "iid"), (10, 50), (4, 16), (0, 1, 2)
-STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Two-sided 95 % quantile of Student's t for so many seeds."""
-ATTACKS = ("sign_flip", "scaled", "noise", "zero", "free_rider")
+COHORT = 10
+"""Sites in a round: all of 10, drawn at random from 50."""
+CHOOSING_SEED = 9
+"""Of the split and the training that learning rates are chosen on, and on rows that nothing else reports."""
+RATES = (5e-3, 1e-2, 2e-2, 4e-2)
+WITH_CUT = ("fedex", "flora")
+"""Methods whose side-car grows with every round; it is cut to four times the rank."""
+
+LIES = {
+    "sign_flip": ("sign_flip", 1.0),
+    "sign_flip x 10": ("sign_flip", 10.0),
+    "scaled x 10": ("scaled", 10.0),
+    "noise x 10": ("noise", 10.0),
+    "zero": ("zero", 1.0),
+    "free_rider": ("free_rider", 1.0),
+    "not_a_number": ("not_a_number", 1.0),
+}
+"""Column of the attack table to ``attack.kind`` and ``attack.strength``."""
 DEFENCES = ("none", "median", "trimmed_mean", "krum", "multi_krum", "norm_bound", "cosine")
 COUNTING = ("trimmed_mean", "krum", "multi_krum")
 """Defences that are told how many are false."""
 FALSE = 2
 """Of ten sites in the attack table: one in five."""
 
-Figures = dict[str, float]
+Runner = Callable[[Sequence[str]], Figures]
 
 
 def overrides_of(method: str, split: str, clients: int, rank: int, seed: int) -> list[str]:
     """Return the overrides of one run."""
     divided = ["partition=iid"] if split == "iid" else ["partition=dirichlet", f"partition.alpha={split}"]
-    width = ["aggregation.sketch_width=" + str(2 * clients * rank)] if METHODS[method].sketches else []
+    width = [f"aggregation.sketch_width={2 * COHORT * rank}"] if METHODS[method].sketches else []
+    cut = [f"aggregation.side_car_rank={4 * rank}"] if method in WITH_CUT else []
+    rate = chosen_rate(method)
     return [
         f"name=aggregation_study_{method}_{split}_{clients}_{rank}_{seed}",
         f"aggregation={method}",
         *width,
+        *cut,
+        *([] if rate is None else [f"training.learning_rate={rate}"]),
         *divided,
         f"partition.clients={clients}",
+        f"federation.clients_per_round={COHORT}",
         f"peft.rank={rank}",
         f"peft.alpha={2 * rank}",
         f"seed={seed}",
     ]
 
 
-def run(overrides: Sequence[str]) -> Figures:
-    """Simulate, or finish, one run and return what the study compares."""
-    with progress() as observer:
-        done = fedtune.simulate(
-            ["experiment=aggregation_study", "resume=true", *overrides], observers=[observer]
-        )
-    return figures_of(done.summary)
+def chosen_rate(method: str) -> str | None:
+    """Return the learning rate that was best for a method in `choose`; None if it was not measured."""
+    losses = _known("aggregation_choice").get(method)
+    return min(losses, key=losses.__getitem__) if losses else None
 
 
-def figures_of(summary: Mapping[str, Any]) -> Figures:
-    """Return a run's figures; the error is NaN where none was measured."""
-    losses, error = summary["held_out_loss"], summary["aggregation_error"]
-    return {
-        "loss": losses["federated"],
-        "gain": losses["base"] - losses["federated"],
-        "error": math.nan if error is None else error,
-        "up": summary["uplink_bytes"],
-        "down": summary["downlink_bytes"],
-        "seconds": summary["seconds"],
-    }
+@contextmanager
+def runner(own: Sequence[str]) -> Iterator[Runner]:
+    """Give a function that runs one part, or reads what it gave, with the model loaded once for all."""
+    prepared = [EXPERIMENT, *prepare(compose([EXPERIMENT]))]
+    config = compose([*prepared, *own])
+    folder = cache_folder(config.model) / "aggregation_study"
+    with lower_layers_remembered(folder) as fill:
+
+        def run(overrides: Sequence[str]) -> Figures:
+            name = overrides[0].removeprefix("name=")
+            kept = Path(config.runs_dir) / name / "figures.json"
+            if kept.exists():
+                found: Figures = json.loads(kept.read_text(encoding="utf-8"))
+                return found
+            fill(config)
+            begun = time.process_time()
+            done = fedtune.simulate([*prepared, "resume=true", *overrides, *own])
+            figures = figures_of(done.summary, time.process_time() - begun)
+            kept.write_text(json.dumps(figures), encoding="utf-8")
+            print(f"{name} {figures['loss']:.4f} {figures['seconds']:.1f} s", file=sys.stderr, flush=True)
+            return figures
+
+        yield run
 
 
-def summed_up(runs: Sequence[Figures]) -> dict[str, Any]:
-    """Return means over seeds, and the half width of the loss's 95 % interval; null for one seed."""
-    means = {key: statistics.fmean(one[key] for one in runs) for key in runs[0]}
-    spread: float | None = None
-    if len(runs) > 1:
-        spread = STUDENT_95[len(runs)] * statistics.stdev(one["loss"] for one in runs) / math.sqrt(len(runs))
-    known = {key: None if math.isnan(value) else value for key, value in means.items()}
-    return {**known, "loss_interval": spread, "seeds": len(runs), "losses": [one["loss"] for one in runs]}
+def choose(chosen: argparse.Namespace) -> None:
+    """Measure each method at each rate and write the losses on validation rows."""
+    results = _known("aggregation_choice")
+    with runner(chosen.overrides) as run:
+        for method in chosen.methods:
+            for rate in RATES:
+                named, *settings = overrides_of(method, "0.5", 10, 4, CHOOSING_SEED)
+                figures = run([
+                    f"{named}_{rate:g}",
+                    *(setting for setting in settings if "learning_rate" not in setting),
+                    f"training.learning_rate={rate}",
+                    "evaluation.rows=validation",
+                    "data.validation_max_rows=20",
+                ])  # fmt: skip
+                results.setdefault(method, {})[f"{rate:g}"] = figures["loss"]
+            _write("aggregation_choice", results, choice_table(results))
+    print(choice_table(results))
 
 
 def compare(chosen: argparse.Namespace) -> None:
     """Run every part that is asked for and write the tables and the picture."""
     results = _known("aggregation_study")
-    for split, clients, rank in itertools.product(chosen.splits, chosen.clients, chosen.ranks):
-        for method in chosen.methods:
-            runs = [
-                run([*overrides_of(method, split, clients, rank, seed), *chosen.overrides])
-                for seed in chosen.seeds
-            ]
+    parts = itertools.product(chosen.ranks, chosen.clients, chosen.splits, chosen.methods)
+    with runner(chosen.overrides) as run:
+        # Another rank or kind of adapter is another model to load.
+        for rank, clients, split, method in sorted(parts, key=lambda part: (part[0], part[3] == "core")):
+            runs = [run(overrides_of(method, split, clients, rank, seed)) for seed in chosen.seeds]
             results[f"{split}/{clients}/{rank}/{method}"] = summed_up(runs)
-            _write("aggregation_study", results, table(results))
+            results = in_order(results)
+            _write("aggregation_study", results, f"{pairs_table(results)}\n{table(results)}")
             (RESULTS / "aggregation_study.svg").write_text(picture(results), encoding="utf-8")
     print(table(results))
 
 
+def in_order(results: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return results in the order in which the table shows them, whatever was run first."""
+    settings = itertools.product(CLIENTS, RANKS, SPLITS, METHODS)
+    keys = [f"{split}/{clients}/{rank}/{method}" for clients, rank, split, method in settings]
+    return {key: results[key] for key in dict.fromkeys([*keys, *results]) if key in results}
+
+
+def lies_of(lie: str) -> list[str]:
+    """Return the overrides of a column of the attack table."""
+    if lie == "none":
+        return []
+    kind, strength = LIES[lie]
+    # Updates that are not a number never count: the round goes on with the eight others.
+    quorum = [f"federation.min_replies={COHORT - FALSE}"] if kind == "not_a_number" else []
+    sites = ",".join(client_names(COHORT)[:FALSE])
+    return [f"attack={kind}", f"attack.strength={strength}", f"attack.sites=[{sites}]", *quorum]
+
+
 def attack(chosen: argparse.Namespace) -> None:
-    """Measure every attack against every defence, and write by how much the gain falls."""
+    """Measure every attack against every defence, and write what is left of the gain."""
     results = _known("aggregation_attacks")
-    common = [
-        "partition=iid",
-        "partition.clients=10",
-        "aggregation=alternating",
-        "peft.rank=4",
-        "peft.alpha=8",
-    ]
-    false = ",".join(client_names(10)[:FALSE])
-    for defence in DEFENCES:
-        for kind in ("none", *ATTACKS):
-            lies = [] if kind == "none" else [f"attack.sites=[{false}]"]
-            runs = [
-                run([
-                    f"name=aggregation_attack_{defence}_{kind}_{seed}",
-                    *common,
-                    f"defence={defence}",
-                    *([f"defence.byzantine={FALSE}"] if defence in COUNTING else []),
-                    f"attack={kind}",
-                    *lies,
-                    f"seed={seed}",
-                    *chosen.overrides,
-                ])
-                for seed in chosen.seeds
-            ]  # fmt: skip
-            results[f"{defence}/{kind}"] = summed_up(runs)
+    runs: dict[str, list[Figures]] = {}
+    with runner(chosen.overrides) as run:
+        for seed, defence, lie in itertools.product(chosen.seeds, chosen.defences, ("none", *chosen.lies)):
+            named, *settings = overrides_of("alternating", "iid", COHORT, 4, seed)
+            figures = run([
+                f"{named}_{defence}_{lie.replace(' ', '')}",
+                *settings,
+                f"defence={defence}",
+                *([f"defence.byzantine={FALSE}"] if defence in COUNTING else []),
+                *lies_of(lie),
+            ])  # fmt: skip
+            runs.setdefault(f"{defence}/{lie}", []).append(figures)
+            results[f"{defence}/{lie}"] = summed_up(runs[f"{defence}/{lie}"])
             _write("aggregation_attacks", results, attack_table(results))
     print(attack_table(results))
-
-
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return one line a method under each setting, as Markdown."""
-    lines = [
-        "| split | clients | rank | method | held-out loss | ± 95 % | error | MiB up | MiB down | seconds |",
-        "|---" * 10 + "|",
-    ]
-    for key, one in results.items():
-        split, clients, rank, method = key.split("/")
-        interval = "" if one["loss_interval"] is None else f"{one['loss_interval']:.3f}"
-        error = "" if one["error"] is None else f"{one['error']:.1e}"
-        lines.append(
-            f"| {split} | {clients} | {rank} | `{method}` | {one['loss']:.3f} | {interval} | {error} "
-            f"| {one['up'] / 2**20:.2f} | {one['down'] / 2**20:.2f} | {one['seconds']:.0f} |"
-        )
-    return "\n".join([*lines, ""])
-
-
-def attack_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the share of the clean plain gain that is left, a line a defence, a column an attack."""
-    clean = results["none/none"]["gain"]
-    columns = ("none", *ATTACKS)
-    lines = ["| defence | no attack | " + " | ".join(ATTACKS) + " |", "|---" * (len(columns) + 1) + "|"]
-    for defence in DEFENCES:
-        cells = [
-            f"{100 * results[key]['gain'] / clean:.0f} %" if (key := f"{defence}/{kind}") in results else ""
-            for kind in columns
-        ]
-        lines.append(f"| `{defence}` | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
-
-
-def picture(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the losses as an SVG: a group of bars for each setting."""
-    settings = dict.fromkeys(key.rpartition("/")[0] for key in results)
-    rows = [
-        Row(
-            name=setting,
-            bars=tuple(
-                Bar(name=key.rpartition("/")[2], value=one["loss"], style="federated")
-                for key, one in results.items()
-                if key.rpartition("/")[0] == setting
-            ),
-        )
-        for setting in settings
-    ]
-    return str(
-        grouped_rows(
-            rows,
-            width=760,
-            label="Held-out loss of every method under every setting",
-            x_label="held-out loss, nats per response token",
-            format_=lambda value: f"{value:.3f}",
-            names_above=True,
-        )
-    )
 
 
 def _known(name: str) -> dict[str, dict[str, Any]]:
@@ -215,16 +216,19 @@ def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--attacks", action="store_true")
+    parser.add_argument("--choose", action="store_const", dest="part", const=choose, default=compare)
+    parser.add_argument("--attacks", action="store_const", dest="part", const=attack)
     option("methods", str, METHODS)
     option("splits", str, SPLITS)
     option("clients", int, CLIENTS)
     option("ranks", int, RANKS)
     option("seeds", int, SEEDS)
+    option("defences", str, DEFENCES)
+    option("lies", str, LIES)
     parser.add_argument("overrides", nargs="*")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
     arguments = _arguments()
-    (attack if arguments.attacks else compare)(arguments)
+    arguments.part(arguments)
