@@ -152,11 +152,20 @@ def _merged(parts: list[str], pair: tuple[str, ...]) -> list[str]:
     return result
 
 
+def _places(positions: Tensor) -> list[Tensor]:
+    """Return where each row stands in a line of rows end to end, which may see a beginning in common."""
+    begins = (torch.nonzero(positions[1:] <= positions[:-1]).flatten() + 1).tolist()
+    shared = torch.arange(int(positions[begins[0]]) if begins else 0)
+    borders = itertools.pairwise([*begins, len(positions)])
+    first = torch.arange(begins[0] if begins else len(positions))
+    return [first, *(torch.cat([shared, torch.arange(*border)]) for border in borders)]
+
+
 class _Lower(nn.Module):
     """The layers below the lowest adapter, in the place of the first; what they gave is kept by row.
 
-    Rows are those of a padded batch: a place sees only what is before it, so neither padding nor the other
-    rows of a batch change anything. A row is known by its tokens.
+    A place sees only what is before it in its row, so neither padding nor the other rows of a batch change
+    anything. A row is known by its tokens.
     """
 
     def __init__(self, layers: Iterable[nn.Module], memory: dict[bytes, Tensor], dtype: torch.dtype) -> None:
@@ -164,25 +173,30 @@ class _Lower(nn.Module):
         self.layers = nn.ModuleList(layers).to(dtype)
         self.memory = memory
         self.dtype = dtype
-        self.rows: list[bytes] = []
+        self.rows: list[tuple[bytes, int, Tensor]] = []
 
     def note(self, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Remember which rows come; a hook before the model's forward pass."""
-        tokens, mask = named["input_ids"], named.get("attention_mask")
-        lengths = mask.sum(1).tolist() if mask is not None else [tokens.shape[1]] * len(tokens)
-        self.rows = [row[:length].numpy().tobytes() for row, length in zip(tokens, lengths, strict=True)]
+        """Remember which rows come, and where each stands; a hook before the model's forward pass."""
+        tokens = named["input_ids"]
+        if len(tokens) == 1:
+            found = [(0, places) for places in _places(named["position_ids"][0])]
+        else:
+            mask = named.get("attention_mask")
+            lengths = [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(1).tolist()
+            found = [(line, torch.arange(length)) for line, length in enumerate(lengths)]
+        self.rows = [(tokens[line, places].numpy().tobytes(), line, places) for line, places in found]
 
     @torch.no_grad()
     def forward(self, hidden_states: Tensor, **named: Any) -> Tensor:
-        """Return the hidden states above these layers, (rows, tokens, hidden size)."""
-        if not all(row in self.memory for row in self.rows):
+        """Return the hidden states above these layers, (lines, tokens, hidden size)."""
+        if not all(row in self.memory for row, _, _ in self.rows):
             hidden_states = self._compute(hidden_states, named).to(hidden_states.dtype)
-            for row, states in zip(self.rows, hidden_states, strict=True):
-                self.memory[row] = states[: len(row) // 8].clone()
+            for row, line, places in self.rows:
+                self.memory[row] = hidden_states[line, places]
             return hidden_states
         found = torch.zeros_like(hidden_states)
-        for line, row in zip(found, self.rows, strict=True):
-            line[: len(row) // 8] = self.memory[row]
+        for row, line, places in self.rows:
+            found[line, places] = self.memory[row]
         return found
 
     def _compute(self, hidden_states: Tensor, named: Mapping[str, Any]) -> Tensor:

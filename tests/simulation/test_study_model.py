@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import json
 from collections.abc import Iterator
@@ -10,13 +9,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.model_settings import model_config, peft_config
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from fedtune.data.tokenize import TokenizedExample
 from fedtune.models.adapted import AdaptedModel, load_adapted_model
+from fedtune.training.batches import lay_out
+from fedtune.training.loss import ResponseLoss
 
 SIMULATIONS = Path(__file__).parents[2] / "simulations"
 TEXTS = ("a murmur of the heart", "the heart murmurs", "<|im_start|>user\nheart<|im_end|>")
@@ -90,27 +93,37 @@ def adapted(tiny_model_dir: Path) -> AdaptedModel:
     return found
 
 
-def test_what_is_remembered_is_what_would_be_computed(study_model: ModuleType, tiny_model_dir: Path) -> None:
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_is_remembered_is_what_would_be_computed(
+    study_model: ModuleType, tiny_model_dir: Path, packing: bool
+) -> None:
     plain, remembering = adapted(tiny_model_dir), adapted(tiny_model_dir)
     memory: dict[bytes, Any] = {}
     study_model.remember(remembering.model.get_base_model().model, memory, torch.float32)
-    rows = [torch.tensor([5, 6, 7, 8, 9]), torch.tensor([10, 11, 12]), torch.tensor([13, 14, 15, 16, 17])]
+    rows = [tokenized((5, 6, 7, 8, 9)), tokenized((5, 6, 12)), tokenized((5, 6, 15, 16, 17, 18))]
     for chosen in ((0, 1), (1, 2), (2, 0), (1,), (0, 1, 2)):  # the third and later find all that they need
-        before = copy.copy(memory)
-        losses, gradients = [], []
-        for model in (plain, remembering):
-            model.set_trainable(("A", "B"))
-            batch = torch.nn.utils.rnn.pad_sequence([rows[row] for row in chosen], batch_first=True)
-            mask = torch.nn.utils.rnn.pad_sequence(
-                [torch.ones(len(rows[row])) for row in chosen], batch_first=True
-            ).bool()
-            logits = model.model(input_ids=batch, attention_mask=mask, use_cache=False).logits
-            loss = torch.logsumexp(logits, -1)[mask].sum()
-            loss.backward()
-            losses.append(loss.detach())
-            gradients.append([parameter.grad for parameter in model.parameters().values()])
-        torch.testing.assert_close(losses[1], losses[0])
-        torch.testing.assert_close(gradients[1], gradients[0])
-        assert set(before) <= set(memory)
-    assert len(memory) == len(rows)
-    assert {len(states) for states in memory.values()} == {3, 5}
+        before = set(memory)
+        found = [
+            loss_and_gradients(model, [rows[row] for row in chosen], packing)
+            for model in (plain, remembering)
+        ]
+        torch.testing.assert_close(found[1], found[0])
+        assert before <= set(memory)
+    assert sorted(len(states) for states in memory.values()) == [2, 4, 5], "the last token is a target alone"
+
+
+def tokenized(token_ids: tuple[int, ...]) -> TokenizedExample:
+    mask = np.array([False, *(True for _ in token_ids[1:])])
+    return TokenizedExample(id=str(token_ids), token_ids=np.array(token_ids), loss_mask=mask)
+
+
+def loss_and_gradients(
+    model: AdaptedModel, rows: list[TokenizedExample], packing: bool
+) -> tuple[float, list[torch.Tensor | None]]:
+    model.set_trainable(("A", "B"))
+    loss, total = ResponseLoss(model.model), 0.0
+    for batch in lay_out(rows, microbatch_tokens=64, packing=packing, share_prefix=packing):
+        nats = loss(batch)
+        nats.backward()
+        total += float(nats.detach())
+    return total, [parameter.grad for parameter in model.parameters().values()]
