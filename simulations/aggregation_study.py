@@ -47,7 +47,7 @@ COHORT = 10
 """Sites in a round: all of 10, drawn at random from 50."""
 CHOOSING_SEED = 9
 """Of the split and the training that learning rates are chosen on, and on rows that nothing else reports."""
-RATES = (5e-3, 1e-2, 2e-2, 4e-2)
+RATES = (1e-2, 2e-2, 4e-2, 8e-2)
 WITH_CUT = ("fedex", "flora")
 """Methods whose side-car grows with every round; it is cut to four times the rank."""
 

@@ -170,7 +170,8 @@ class _Lower(nn.Module):
 
     def __init__(self, layers: Iterable[nn.Module], memory: dict[bytes, Tensor], dtype: torch.dtype) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers).to(dtype)
+        # In a tuple they are no part of the model: who walks through its modules is through sooner.
+        self.layers = tuple(layer.to(dtype) for layer in layers)
         self.memory = memory
         self.dtype = dtype
         self.rows: list[tuple[bytes, int, Tensor]] = []
