@@ -59,6 +59,8 @@ LIES = {
     "zero": ("zero", 1.0),
     "free_rider": ("free_rider", 1.0),
     "not_a_number": ("not_a_number", 1.0),
+    "label_flip": ("label_flip", 1.0),
+    "backdoor x 10": ("backdoor", 10.0),
 }
 """Column of the attack table to ``attack.kind`` and ``attack.strength``."""
 DEFENCES = ("none", "median", "trimmed_mean", "krum", "multi_krum", "norm_bound", "cosine")

@@ -179,7 +179,9 @@ class _Lower(nn.Module):
     def note(self, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Remember which rows come, and where each stands; a hook before the model's forward pass."""
         tokens = named["input_ids"]
-        if len(tokens) == 1:
+        if named.get("use_cache"):  # an answer is being written, token by token: nothing comes twice
+            found = []
+        elif len(tokens) == 1:
             found = [(0, places) for places in _places(named["position_ids"][0])]
         else:
             mask = named.get("attention_mask")
@@ -190,7 +192,7 @@ class _Lower(nn.Module):
     @torch.no_grad()
     def forward(self, hidden_states: Tensor, **named: Any) -> Tensor:
         """Return the hidden states above these layers, (lines, tokens, hidden size)."""
-        if not all(row in self.memory for row, _, _ in self.rows):
+        if not self.rows or not all(row in self.memory for row, _, _ in self.rows):
             hidden_states = self._compute(hidden_states, named).to(hidden_states.dtype)
             for row, line, places in self.rows:
                 self.memory[row] = hidden_states[line, places]
