@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.cli_federation import CliFederation, tiny_run
 
+from fedtune.coordinator.status import read_status
 from fedtune.observability.events import RoundAggregated
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -20,6 +21,8 @@ def test_a_federation_without_tls_runs_on_loopback_and_says_what_it_lacks(
     federation.make(tiny_model_dir, {"ear": 12, "eye": 20})
     try:
         federation.start_server()
+        status = federation.coordinator.status
+        federation.wait("the server", lambda: read_status(status) is not None, seconds=120)
         for name in federation.sites:
             federation.start_site(name)
         plain = ("secagg=off", "federation.metrics=[held_out_loss]", "aggregation.weighting=uniform")

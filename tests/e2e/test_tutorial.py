@@ -66,7 +66,6 @@ def test_the_page_installs_the_wheel_of_this_version() -> None:
 
 @pytest.mark.e2e
 @pytest.mark.real_model
-@pytest.mark.slow
 @pytest.mark.usefixtures("smollm2_cache")
 def test_the_tutorial_ends_with_a_secure_run_of_four_sites(tmp_path: Path) -> None:
     typed = [command for command in commands() if not command.startswith(INSTALLS)]

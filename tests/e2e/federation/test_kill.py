@@ -22,7 +22,7 @@ from fedtune.observability.events import RoundFinished, SecureSum, effective_eve
 from fedtune.secagg.identity import Identity
 from fedtune.site.audit import verify_audit
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 KILLS = int(os.environ.get("FEDTUNE_KILLS", "1"))
 LONGEST_UNTIL_KILL_SECONDS = 35.0

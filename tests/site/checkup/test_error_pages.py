@@ -152,7 +152,7 @@ def printed(code: str) -> str:
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fedtune.models.base.base_hash", lambda _: "cf5db8d7" * 8)
+    monkeypatch.setattr("fedtune.models.base_hash.base_hash", lambda _: "cf5db8d7" * 8)
     monkeypatch.setattr(socket, "getaddrinfo", unknown_name)
 
 
