@@ -245,7 +245,12 @@ def _tested(site: Site, model: AdaptedModel, adapter: Adapter, side_car: Adapter
     if not site.held_out:
         return None
     with placed(model, adapter, side_car):
-        return held_out_loss(model, site.held_out, microbatch_tokens=site.config.evaluation.microbatch_tokens)
+        return held_out_loss(
+            model,
+            site.held_out,
+            microbatch_tokens=site.config.evaluation.microbatch_tokens,
+            on_microbatch=site.on_microbatch,
+        )
 
 
 def _global_model(

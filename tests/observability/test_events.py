@@ -22,6 +22,7 @@ from support.synthetic_run import synthetic_run
 from fedtune.errors import RunError
 from fedtune.observability.events import (
     EVENT_TYPES,
+    BackdoorMeasured,
     ClientEvaluated,
     ClientFineTuned,
     Event,
@@ -56,7 +57,16 @@ def test_every_event_type_comes_back_equal_from_its_line() -> None:
         started=1.0,
         finished=2.0,
     )
-    events = [*synthetic_run(secure=True, preflight=True), missed, tuned]
+    backdoor = BackdoorMeasured(
+        prompts=8,
+        success=0.5,
+        success_without_trigger=0.25,
+        success_before=0.0,
+        target_loss=2.0,
+        right_loss=1.5,
+        seconds=1.0,
+    )
+    events = [*synthetic_run(secure=True, preflight=True), missed, tuned, backdoor]
     assert {type(event) for event in events} == set(EVENT_TYPES.values())
     assert [parse_event(event_line(event)) for event in events] == events
 

@@ -126,6 +126,7 @@ def test_the_rest_of_a_message_can_be_waited_for_less_long() -> None:
 
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 KNOWN = {
+    "aggregation/robust.py",
     "coordinator/control.py",
     "coordinator/superlink_process.py",
     "federation/bundle.py",
