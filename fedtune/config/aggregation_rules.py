@@ -118,6 +118,44 @@ def _bearable(defence: str, updates: int) -> int:
     return max((f for f in range(updates) if least_updates(defence, f) <= updates), default=-1)
 
 
+def _gate(config: Config) -> Iterator[Finding]:
+    gate, known = config.gate, method(config.aggregation.method)
+    if gate.judge == "none":
+        if gate.norm_bound is not None or gate.files:
+            yield (
+                "gate.norm_bound and gate.files would be ignored: gate.judge is none",
+                "gate.judge, gate.norm_bound, gate.files",
+                "set gate=sites or gate=server, or leave them out",
+            )
+        return
+    if (gate.judge == "server") != bool(gate.files):
+        yield (
+            "gate.judge is server, but gate.files names no rows to judge by"
+            if gate.judge == "server"
+            else f"gate.files would be ignored: gate.judge is {gate.judge}",
+            "gate.judge, gate.files",
+            "set gate.files=[rows.jsonl] and gate=server, or gate=sites without files",
+        )
+    if gate.judge == "sites" and "held_out_loss" not in config.federation.metrics:
+        yield (
+            "gate.judge is sites, but federation.metrics does not let sites say their held-out loss",
+            "gate.judge, federation.metrics",
+            "add held_out_loss to federation.metrics, or set gate=server",
+        )
+    if known.kept:
+        yield (
+            f"a gate judges one global model, and under {config.aggregation.method} each site has its own",
+            "gate.judge, aggregation.method",
+            "set gate=none, or aggregation=alternating",
+        )
+    if gate.norm_bound is not None and not known.summable:
+        yield (
+            f"gate.norm_bound measures a mean of deltas, and {config.aggregation.method} takes none",
+            "gate.norm_bound, aggregation.method",
+            "set gate.norm_bound=null, or aggregation=alternating",
+        )
+
+
 def _attack(config: Config) -> Iterator[Finding]:
     if config.attack.sites and config.secagg.enabled:
         yield (
@@ -184,6 +222,7 @@ AGGREGATION_RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _adapter_kind,
     _steered,
     _attack,
+    _gate,
     _personal,
     _ranks,
     _sketch,

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from fedtune.observability.event_base import STRICT, Count, Event, Measured, Positive, Seconds
 from fedtune.observability.preflight_events import DryRound, Preflight
-from fedtune.observability.robustness_events import BackdoorMeasured
+from fedtune.observability.robustness_events import BackdoorMeasured, GateJudged
 
 __all__ = [
     "EVENT_TYPES",
@@ -25,6 +25,7 @@ __all__ = [
     "ClientTrained",
     "DryRound",
     "Event",
+    "GateJudged",
     "Generated",
     "ModelLoaded",
     "Preflight",
@@ -335,6 +336,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         SecurePromise,
         SecureSum,
         RoundAggregated,
+        GateJudged,
         ClientEvaluated,
         ClientFineTuned,
         RoundFinished,

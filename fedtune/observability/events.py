@@ -35,6 +35,7 @@ from fedtune.observability.event_types import (
     ClientTrained,
     DryRound,
     Event,
+    GateJudged,
     Generated,
     ModelLoaded,
     Preflight,
@@ -66,6 +67,7 @@ __all__ = [
     "DrySite",
     "Event",
     "EventLog",
+    "GateJudged",
     "Generated",
     "ModelLoaded",
     "Observer",
@@ -210,7 +212,7 @@ def _identity(event: Event) -> tuple[object, ...]:
             return (event.name_on_disk, event.round, event.client)
         case ClientFailed():
             return (event.name_on_disk, event.round, event.client, event.stage)
-        case RoundStarted() | SecureSum() | RoundAggregated() | RoundFinished():
+        case RoundStarted() | SecureSum() | RoundAggregated() | GateJudged() | RoundFinished():
             return (event.name_on_disk, event.round)
         case BaselineFinished():
             return (event.name_on_disk, event.kind, event.site)

@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from fedtune.observability.event_base import STRICT, Count, Event, Measured, Seconds
 
-__all__ = ["BackdoorMeasured"]
+__all__ = ["BackdoorMeasured", "GateJudged"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -33,3 +33,22 @@ class BackdoorMeasured(Event):
     right_loss: Measured
     """Mean loss of the right answers there."""
     seconds: Seconds
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GateJudged(Event):
+    """A round's adapter was let through, or the run went back to the last good one."""
+
+    name_on_disk: ClassVar[str] = "gate_judged"
+
+    round: Count
+    passed: bool
+    """False: the round is taken back, and the last good adapter stands."""
+    reason: str | None
+    """Why it was turned away."""
+    loss: Measured
+    """Held-out loss of the round's adapter by the gate's judge."""
+    last_good_loss: Measured
+    """That of the adapter it was measured by."""
+    last_good_round: Count
+    """Round that the adapter is of which it was measured by."""

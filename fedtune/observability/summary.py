@@ -26,6 +26,7 @@ from fedtune.observability.events import (
     ClientFailed,
     ClientTrained,
     Event,
+    GateJudged,
     ModelLoaded,
     RoundAggregated,
     RoundFinished,
@@ -73,6 +74,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         **_pace(kept),
         **_work(kept),
         **_secure(kept),
+        "rolled_back_rounds": [event.round for event in _of(kept, GateJudged) if not event.passed],
         "backdoor": _backdoor(kept),
         "peak_memory_mib": max(peaks, default=None),
         "failures": [

@@ -22,10 +22,12 @@ from support.synthetic_run import synthetic_run
 from fedtune.errors import RunError
 from fedtune.observability.events import (
     EVENT_TYPES,
+    BackdoorMeasured,
     ClientEvaluated,
     ClientFineTuned,
     Event,
     EventLog,
+    GateJudged,
     QuorumMissed,
     RoundFinished,
     RunStarted,
@@ -56,7 +58,12 @@ def test_every_event_type_comes_back_equal_from_its_line() -> None:
         started=1.0,
         finished=2.0,
     )
-    events = [*synthetic_run(secure=True, preflight=True), missed, tuned]
+    fired = BackdoorMeasured(
+        prompts=8, success=1.0, success_without_trigger=0.125, success_before=0.0, target_loss=0.2,
+        right_loss=2.5, seconds=1.5,
+    )  # fmt: skip
+    back = GateJudged(round=2, passed=False, reason="worse", loss=3.0, last_good_loss=2.0, last_good_round=1)
+    events = [*synthetic_run(secure=True, preflight=True), missed, tuned, fired, back]
     assert {type(event) for event in events} == set(EVENT_TYPES.values())
     assert [parse_event(event_line(event)) for event in events] == events
 
