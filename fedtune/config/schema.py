@@ -369,6 +369,10 @@ class SecAggConfig:
     max_colluders: NonNegativeInt
     """Sites that may work together with a server that lies; cohorts too small for that are refused."""
 
+    groups: PositiveInt
+    """Fixed groups of sites with a secure sum each; the round takes the median of their means. 1 is one sum
+    over all. A simulation draws them by the seed, in a deployment each site names its own at enrolment."""
+
     ring_bits: Literal[16, 32, 64]
     """Bits of an encoded parameter, on the wire and in the sum."""
 

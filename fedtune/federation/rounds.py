@@ -153,7 +153,9 @@ class Federation:
         sites.require(0, sites.nodes, self.config.federation.min_replies or 1)
         if self.secure is not None:
             drawn = self.config.federation.clients_per_round or len(sites.nodes)
-            lines = promise(min(drawn, len(sites.nodes)), policy_of(self.config))
+            least = self.secure.smallest_sum
+            together = min(drawn, len(sites.nodes)) if least is None else least
+            lines = promise(together, policy_of(self.config), groups=self.config.secagg.groups)
             self.run.events.append(SecurePromise(lines=lines))
 
     def _record_sites(self) -> None:

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from fedtune.observability.event_base import STRICT, Count, Event, Measured, Positive, Seconds
 from fedtune.observability.preflight_events import DryRound, Preflight
-from fedtune.observability.robustness_events import BackdoorMeasured, GateJudged
+from fedtune.observability.robustness_events import BackdoorMeasured, GateJudged, GroupDropped
 
 __all__ = [
     "EVENT_TYPES",
@@ -27,6 +27,7 @@ __all__ = [
     "Event",
     "GateJudged",
     "Generated",
+    "GroupDropped",
     "ModelLoaded",
     "Preflight",
     "QuorumMissed",
@@ -334,6 +335,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         ClientTrained,
         ClientFailed,
         SecurePromise,
+        GroupDropped,
         SecureSum,
         RoundAggregated,
         GateJudged,

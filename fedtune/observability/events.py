@@ -37,6 +37,7 @@ from fedtune.observability.event_types import (
     Event,
     GateJudged,
     Generated,
+    GroupDropped,
     ModelLoaded,
     Preflight,
     QuorumMissed,
@@ -69,6 +70,7 @@ __all__ = [
     "EventLog",
     "GateJudged",
     "Generated",
+    "GroupDropped",
     "ModelLoaded",
     "Observer",
     "Preflight",
@@ -214,6 +216,8 @@ def _identity(event: Event) -> tuple[object, ...]:
             return (event.name_on_disk, event.round, event.client, event.stage)
         case RoundStarted() | SecureSum() | RoundAggregated() | GateJudged() | RoundFinished():
             return (event.name_on_disk, event.round)
+        case GroupDropped():
+            return (event.name_on_disk, event.round, event.group)
         case BaselineFinished():
             return (event.name_on_disk, event.kind, event.site)
         case _:

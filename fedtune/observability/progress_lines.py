@@ -11,6 +11,7 @@ from fedtune.observability.events import (
     DryRound,
     Event,
     GateJudged,
+    GroupDropped,
     ModelLoaded,
     Preflight,
     QuorumMissed,
@@ -125,6 +126,8 @@ def _rest(event: Event, state: ProgressState) -> str:
     if isinstance(event, Preflight):
         answered = sum(site.code is None for site in event.sites)
         return f"{answered} of {len(event.sites)} sites have answered"
+    if isinstance(event, GroupDropped):
+        return f"{round_text(event.round, state)}  {event.group} gave no sum: {event.code}: {event.reason}"
     if isinstance(event, GateJudged):
         back = f"TAKEN BACK: {event.reason}; going on from the adapter of round {event.last_good_round}"
         return "" if event.passed else f"{round_text(event.round, state)}  {back}"

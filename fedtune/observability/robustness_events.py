@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from fedtune.observability.event_base import STRICT, Count, Event, Measured, Seconds
 
-__all__ = ["BackdoorMeasured", "GateJudged"]
+__all__ = ["BackdoorMeasured", "GateJudged", "GroupDropped"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -52,3 +52,17 @@ class GateJudged(Event):
     """That of the adapter it was measured by."""
     last_good_round: Count
     """Round that the adapter is of which it was measured by."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GroupDropped(Event):
+    """Under secure aggregation by groups, one of them gave no sum to a round."""
+
+    name_on_disk: ClassVar[str] = "group_dropped"
+
+    round: Count
+    group: str
+    clients: tuple[str, ...]
+    """Its sites."""
+    code: str
+    reason: str

@@ -27,6 +27,7 @@ from fedtune.observability.events import (
     ClientTrained,
     Event,
     GateJudged,
+    GroupDropped,
     ModelLoaded,
     RoundAggregated,
     RoundFinished,
@@ -209,6 +210,10 @@ def _secure(kept: Sequence[Event]) -> dict[str, Any]:
     return {
         "secure_rounds": sum(event.opened for event in sums),
         "burnt_rounds": [event.round for event in sums if not event.opened],
+        "dropped_groups": [
+            {key: getattr(event, key) for key in ("round", "group", "code", "reason")}
+            for event in _of(kept, GroupDropped)
+        ],
         "secure_seconds": math.fsum(event.seconds for event in sums),
     }
 
