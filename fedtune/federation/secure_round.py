@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 
 from fedtune.config.schema import Config
-from fedtune.errors import SecureAggregationError
+from fedtune.errors import Problem, SecureAggregationError
 from fedtune.federation.dialogue import Dialogue
 from fedtune.federation.secure import policy_of, round_encoding, training_hash
 from fedtune.federation.secure_courier import Courier, Trained
@@ -34,7 +34,7 @@ from fedtune.models.adapter import Adapter, AdapterSpec
 from fedtune.observability.events import GroupDropped
 from fedtune.secagg.collected import AttemptRules, Trip
 from fedtune.secagg.encoding import Encoding
-from fedtune.secagg.grouped import together
+from fedtune.secagg.grouped import require_groups, together
 from fedtune.secagg.hashes import adapter_hash
 from fedtune.secagg.identity import Identity
 from fedtune.secagg.messages import Kind
@@ -87,6 +87,7 @@ class SecureCoordinator:
 
     def __post_init__(self) -> None:
         self.renew()
+        require_groups(self.roster, self.config.secagg.groups)
 
     def renew(self) -> None:
         """Take the version of the roster that is in force now: sites come and go between rounds.
@@ -178,6 +179,11 @@ class SecureCoordinator:
         invited = frozenset(self._entries[name].identity for name in cohort)
         count = self.config.secagg.groups
         whole, broken = whole_groups(self.roster, invited, k_min=policy.k_min) if count > 1 else ({}, {})
+        if count > 1:
+            present = sum(map(len, whole.values()))
+            lacking = too_few_groups(opened=len(whole), groups=count, sites=present, quorum=quorum)
+            if lacking is not None:
+                raise SecureAggregationError([*lacking.problems, *_problems_of(broken)])
         chosen = whole if count > 1 else {"": invited}
         started = {
             name: trips(self._folder(name), members, len(members) if name else quorum)
@@ -226,9 +232,8 @@ class SecureCoordinator:
         elif not opened and not any(broken):
             [lacking] = broken.values()
         else:
-            lacking = too_few_groups(
-                opened=len(opened), groups=len(opened) + len(broken), sites=len(clients), quorum=quorum
-            )
+            count = self.config.secagg.groups
+            lacking = too_few_groups(opened=len(opened), groups=count, sites=len(clients), quorum=quorum)
         if lacking is not None:
             burnt = opened or any(error.problems[0].code == "FT921" for error in broken.values())
             if not burnt:
@@ -290,3 +295,7 @@ class SecureCoordinator:
         """Forget a round's journals, now that its result is on disk and named."""
         for folder in (self.folder, *self.folder.glob("group-*")):
             discard_journals(folder, round_number=round_number)
+
+
+def _problems_of(broken: Mapping[str, SecureAggregationError]) -> list[Problem]:
+    return [problem for _, error in sorted(broken.items()) for problem in error.problems]

@@ -11,11 +11,28 @@ from collections.abc import Iterable, Mapping
 
 from fedtune.errors import FedtuneError, SecureAggregationError
 from fedtune.secagg.messages import Kind, Signed, open_frame
+from fedtune.secagg.problems import refusal
+from fedtune.secagg.roster import Roster
 from fedtune.secagg.rounds import RoundOutcome, Send, Trips
 
-__all__ = ["together"]
+__all__ = ["require_groups", "together"]
 
 Ended = RoundOutcome | SecureAggregationError
+
+
+def require_groups(roster: Roster, count: int) -> None:
+    """Refuse a run whose groups are not those of the roster.
+
+    Args:
+        roster: The version in force when the run begins.
+        count: ``secagg.groups``; 1 takes any roster.
+
+    Raises:
+        SecureAggregationError: FT931.
+    """
+    if count > 1 and len(roster.groups) != count:
+        what = f"secagg.groups is {count}, and the sites of the roster have {len(roster.groups)} groups"
+        raise refusal("FT931", what, where=f"roster version {roster.version}")
 
 
 def together(groups: Mapping[str, Trips[RoundOutcome]], send: Send) -> dict[str, Ended]:

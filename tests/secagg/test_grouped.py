@@ -10,7 +10,7 @@ import pytest
 from support.secure_sum import Federation, federation
 
 from fedtune.errors import SecureAggregationError
-from fedtune.secagg.grouped import Ended, together
+from fedtune.secagg.grouped import Ended, require_groups, together
 from fedtune.secagg.messages import Kind, Signed, open_frame
 from fedtune.secagg.problems import refusal
 from fedtune.secagg.rounds import RoundOutcome, Send, round_trips
@@ -112,3 +112,10 @@ def test_a_full_disk_is_no_fault_of_a_group(parties: Federation) -> None:
 
     with pytest.raises(SecureAggregationError, match="FT926"):
         run(parties, send)
+
+
+def test_a_run_has_the_groups_of_its_roster(parties: Federation) -> None:
+    require_groups(parties.roster, 3)
+    require_groups(parties.roster, 1)
+    with pytest.raises(SecureAggregationError, match=r"FT931: secagg\.groups is 4, .* have 3 groups"):
+        require_groups(parties.roster, 4)
