@@ -148,6 +148,18 @@ def _gate(config: Config) -> Iterator[Finding]:
             "gate.judge, aggregation.method",
             "set gate=none, or aggregation=alternating",
         )
+    if config.asynchronous.name != "none":
+        yield (
+            "a gate takes a round back, and under asynchronous=fedbuff sites train on from it already",
+            "gate.judge, asynchronous.name",
+            "set gate=none, or asynchronous=none",
+        )
+    if config.training.control_variates:
+        yield (
+            "a gate takes a round back, and sites keep the control variates that they had from it",
+            "gate.judge, training.control_variates",
+            "set gate=none, or training=default",
+        )
     if gate.norm_bound is not None and not known.summable:
         yield (
             f"gate.norm_bound measures a mean of deltas, and {config.aggregation.method} takes none",

@@ -48,6 +48,7 @@ from fedtune.models.adapter import Adapter, Factor
 from fedtune.models.hardware import release_memory, set_threads
 from fedtune.training.delta import Delta
 from fedtune.training.walk import examples_for_round
+from fedtune.updates.codec import to_arrays
 from fedtune.updates.protect import protect
 
 __all__ = ["build_client_app"]

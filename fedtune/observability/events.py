@@ -207,21 +207,23 @@ def _stays(event: Event, keep_rounds: int) -> bool:
 
 def _identity(event: Event) -> tuple[object, ...]:
     """Two events with the same identity tell the same thing; the later one stands."""
+    key: tuple[object, ...]
     match event:
         case ClientTrained():
-            return (event.name_on_disk, event.round, event.client, event.training)
+            key = (event.round, event.client, event.training)
         case ClientEvaluated() | ClientFineTuned():
-            return (event.name_on_disk, event.round, event.client)
+            key = (event.round, event.client)
         case ClientFailed():
-            return (event.name_on_disk, event.round, event.client, event.stage)
+            key = (event.round, event.client, event.stage)
         case RoundStarted() | SecureSum() | RoundAggregated() | GateJudged() | RoundFinished():
-            return (event.name_on_disk, event.round)
+            key = (event.round,)
         case GroupDropped():
-            return (event.name_on_disk, event.round, event.group)
+            key = (event.round, event.group)
         case BaselineFinished():
-            return (event.name_on_disk, event.kind, event.site)
+            key = (event.kind, event.site)
         case _:
-            return (id(event),)
+            key = (id(event),)
+    return (event.name_on_disk, *key)
 
 
 def read_events(path: Path) -> list[Event]:

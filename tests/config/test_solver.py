@@ -97,6 +97,8 @@ def test_the_table_is_complete() -> None:
         (["gate=sites", "gate.files=[x]"], "would be ignored"),
         (["gate.norm_bound=1"], "would be ignored"),
         (["gate=sites", "federation.metrics=[examples]"], "say their held-out loss"),
+        (["gate=sites", "asynchronous=fedbuff", "speed=lognormal"], "train on from it already"),
+        (["gate=sites", "training=scaffold", "aggregation.weighting=uniform"], "keep the control variates"),
         (["gate=sites", "aggregation=fedsa"], "each site has its own"),
         (["gate=sites", "gate.norm_bound=1", "aggregation=svd"], "takes none"),
         (["secagg.groups=3"], "would be ignored"),
