@@ -35,8 +35,14 @@ def configured_aggregator(config: Config, *, sites: int) -> Aggregator:
         ConfigError: As `fedtune.aggregation.registry.aggregator`.
     """
     method = aggregator(config.aggregation)
-    if config.defence.name != "none" or config.server_optimizer.name != "none":
-        method = SteeredAggregator(method=method, defence=config.defence, optimizer=config.server_optimizer)
+    steered = config.defence.name != "none" or config.server_optimizer.name != "none"
+    if steered or config.secagg.groups > 1:
+        method = SteeredAggregator(
+            method=method,
+            defence=config.defence,
+            optimizer=config.server_optimizer,
+            groups=config.secagg.groups,
+        )
     return ControlledAggregator(method=method, sites=sites) if config.training.control_variates else method
 
 
@@ -48,11 +54,13 @@ class SteeredAggregator:
         method: The method that says which factors are trained.
         defence: How the mean delta is taken.
         optimizer: What becomes of it.
+        groups: Fixed groups of sites; with more than one, deltas are medians over them already.
     """
 
     method: Aggregator
     defence: DefenceConfig
     optimizer: ServerOptimizerConfig
+    groups: int = 1
 
     @property
     def name(self) -> str:
@@ -67,6 +75,8 @@ class SteeredAggregator:
         steps = [self.method.label]
         if self.defence.name != "none":
             steps.append(f"the mean taken by {self.defence.name}")
+        if self.groups > 1:
+            steps.append(f"the median of the means of {self.groups} groups")
         if self.optimizer.name != "none":
             steps.append(f"the step by {self.optimizer.name}")
         return "; ".join(steps) + ": not the mean"

@@ -87,7 +87,7 @@ def _steered(config: Config) -> Iterator[Finding]:
         yield (
             f"defence={defence.name} compares single updates, and secure aggregation shows their sum alone",
             "defence.name, secagg.enabled",
-            "set defence=none: sites clip their updates to secagg.clip_bound; or secagg=off",
+            "set defence=none and secagg.groups=3, the median of the means of fixed groups; or secagg=off",
         )
     if defence.name != "none" and config.aggregation.site_ranks:
         yield (
@@ -118,13 +118,57 @@ def _bearable(defence: str, updates: int) -> int:
     return max((f for f in range(updates) if least_updates(defence, f) <= updates), default=-1)
 
 
-def _attack(config: Config) -> Iterator[Finding]:
-    if config.attack.sites and config.secagg.enabled:
+def _gate(config: Config) -> Iterator[Finding]:
+    gate, known = config.gate, method(config.aggregation.method)
+    if gate.judge == "none":
+        if gate.norm_bound is not None or gate.files:
+            yield (
+                "gate.norm_bound and gate.files would be ignored: gate.judge is none",
+                "gate.judge, gate.norm_bound, gate.files",
+                "set gate=sites or gate=server, or leave them out",
+            )
+        return
+    if (gate.judge == "server") != bool(gate.files):
         yield (
-            "false sites of a simulation send false updates in clear, and a secure round takes none in clear",
-            "attack.sites, secagg.enabled",
-            "set attack=none, or secagg=off",
+            "gate.judge is server, but gate.files names no rows to judge by"
+            if gate.judge == "server"
+            else f"gate.files would be ignored: gate.judge is {gate.judge}",
+            "gate.judge, gate.files",
+            "set gate.files=[rows.jsonl] and gate=server, or gate=sites without files",
         )
+    if gate.judge == "sites" and "held_out_loss" not in config.federation.metrics:
+        yield (
+            "gate.judge is sites, but federation.metrics does not let sites say their held-out loss",
+            "gate.judge, federation.metrics",
+            "add held_out_loss to federation.metrics, or set gate=server",
+        )
+    if known.kept:
+        yield (
+            f"a gate judges one global model, and under {config.aggregation.method} each site has its own",
+            "gate.judge, aggregation.method",
+            "set gate=none, or aggregation=alternating",
+        )
+    if config.asynchronous.name != "none":
+        yield (
+            "a gate takes a round back, and under asynchronous=fedbuff sites train on from it already",
+            "gate.judge, asynchronous.name",
+            "set gate=none, or asynchronous=none",
+        )
+    if config.training.control_variates:
+        yield (
+            "a gate takes a round back, and sites keep the control variates that they had from it",
+            "gate.judge, training.control_variates",
+            "set gate=none, or training=default",
+        )
+    if gate.norm_bound is not None and not known.summable:
+        yield (
+            f"gate.norm_bound measures a mean of deltas, and {config.aggregation.method} takes none",
+            "gate.norm_bound, aggregation.method",
+            "set gate.norm_bound=null, or aggregation=alternating",
+        )
+
+
+def _attack(config: Config) -> Iterator[Finding]:
     if config.attack.sites and config.updates.quantization != "none":
         yield (
             "false sites of a simulation falsify values, and a quantized update holds integers and scales",
@@ -184,6 +228,7 @@ AGGREGATION_RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _adapter_kind,
     _steered,
     _attack,
+    _gate,
     _personal,
     _ranks,
     _sketch,

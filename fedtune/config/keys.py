@@ -27,6 +27,7 @@ GROUPS = (
     "updates",
     "aggregation",
     "defence",
+    "gate",
     "server_optimizer",
     "personal",
     "federation",

@@ -163,7 +163,8 @@ METHODS: dict[str, Method] = {
     "projection": Method(
         schedule=(BOTH,),
         summable=False,
-        why_not_secure="needs two sums a round, of A and then of B, and a secure round opens one",
+        why_not_secure="needs two sums over one training, and sites open one for each: the second is of a "
+        "map that the server chooses",
         exact=False,
         travels="A and B",
         needs="two sums, or each update",
@@ -172,7 +173,7 @@ METHODS: dict[str, Method] = {
     "sketch": Method(
         schedule=(BOTH,),
         summable=False,
-        why_not_secure="sends products, and the clip bound of secure aggregation is that of factors",
+        why_not_secure="gives factors in new coordinates, which sites cannot tell from a crafted adapter",
         exact=False,
         other_rows="dropped",
         resets_moments=True,

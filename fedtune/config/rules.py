@@ -233,6 +233,12 @@ def _cohort(config: Config) -> Iterator[Finding]:
 def _secagg(config: Config) -> Iterator[Finding]:
     secagg, aggregation = config.secagg, config.aggregation
     if not secagg.enabled:
+        if secagg.groups > 1:
+            yield (
+                "secagg.groups would be ignored: secagg.enabled is false",
+                "secagg.groups, secagg.enabled",
+                "set secagg=on, or defence=median, which needs no groups",
+            )
         return
     summable = [name for name, known in METHODS.items() if known.summable]
     if not method(aggregation.method).summable:
@@ -261,14 +267,41 @@ def _secagg(config: Config) -> Iterator[Finding]:
             "federation.min_replies, secagg.k_min",
             f"set federation.min_replies={secagg.k_min} or more",
         )
+    yield from _groups(config)
     in_round = clients_in_a_round(config)
-    if in_round is not None and in_round < secagg.k_min:
+    if secagg.groups == 1 and in_round is not None and in_round < secagg.k_min:
         yield (
             f"a round has {in_round} clients, but sites demand a cohort of secagg.k_min={secagg.k_min}",
             "secagg.k_min, partition, federation.clients_per_round",
             f"set secagg.k_min={in_round}"
             if in_round >= 3
             else "use three or more clients in a round, or secagg=off",
+        )
+
+
+def _groups(config: Config) -> Iterator[Finding]:
+    secagg, clients = config.secagg, config.partition.clients or len(config.partition.values) or None
+    if secagg.groups == 1:
+        return
+    if secagg.groups == 2:
+        yield (
+            "secagg.groups is 2, and the median of two means is their mean: one false group moves it at will",
+            "secagg.groups",
+            "set secagg.groups=3 or more, or 1 for one sum over all",
+        )
+    if config.federation.clients_per_round is not None:
+        yield (
+            "secagg.groups keeps the groups as they are, and federation.clients_per_round draws some sites",
+            "secagg.groups, federation.clients_per_round",
+            "set federation.clients_per_round=null: a group takes part whole, or not at all",
+        )
+    if clients is not None and clients // secagg.groups < secagg.k_min:
+        bearable = clients // secagg.k_min
+        yield (
+            f"{clients} sites in {secagg.groups} groups are {clients // secagg.groups} in the smallest, and "
+            f"sites demand secagg.k_min={secagg.k_min}",
+            "secagg.groups, secagg.k_min, partition",
+            f"set secagg.groups={bearable}" if bearable >= 3 else "use more sites, or secagg.groups=1",
         )
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "DefenceConfig",
     "EvaluationConfig",
     "FederationConfig",
+    "GateConfig",
     "Metric",
     "ModelConfig",
     "PartitionConfig",
@@ -269,6 +270,23 @@ class DefenceConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class GateConfig:
+    judge: Literal["none", "sites", "server"]
+    """Who judges each round's adapter before it becomes the global one: the median of the sites' held-out
+    losses, or rows of the server's own."""
+
+    margin: NonNegativeFloat
+    """How much more held-out loss than the last good adapter's is allowed, in nats per response token; a
+    round that gives more is taken back."""
+
+    norm_bound: PositiveFloat | None
+    """Furthest that a round may move the global adapter, as an L2 norm; null for no bound."""
+
+    files: tuple[str, ...]
+    """``server``: paths of the server's held-out rows, in the format of ``data``."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ServerOptimizerConfig:
     name: Literal["none", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
     """What the server does with the mean of the updates; ``none`` adds it."""
@@ -350,6 +368,10 @@ class SecAggConfig:
 
     max_colluders: NonNegativeInt
     """Sites that may work together with a server that lies; cohorts too small for that are refused."""
+
+    groups: PositiveInt
+    """Fixed groups of sites with a secure sum each; the round takes the median of their means. 1 is one sum
+    over all. A simulation draws them by the seed, in a deployment each site names its own at enrolment."""
 
     ring_bits: Literal[16, 32, 64]
     """Bits of an encoded parameter, on the wire and in the sum."""
@@ -481,6 +503,7 @@ class Config:
     updates: UpdatesConfig
     aggregation: AggregationConfig
     defence: DefenceConfig
+    gate: GateConfig
     server_optimizer: ServerOptimizerConfig
     personal: PersonalConfig
     federation: FederationConfig

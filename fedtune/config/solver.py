@@ -115,6 +115,25 @@ def requirements(config: Config) -> tuple[Requirement, ...]:
                 met=known.summable and not secure and not config.aggregation.site_ranks,
             )
         )
+    if secure and config.secagg.groups > 1:
+        found.append(
+            Requirement(
+                about="robust mean",
+                needs=f"{config.secagg.groups} fixed groups of {config.secagg.k_min} sites or more, whole",
+                has=f"the median of their means, which stands {(config.secagg.groups - 1) // 2} false groups",
+                met=known.summable,
+            )
+        )
+    if config.gate.judge != "none":
+        found.append(
+            Requirement(
+                about="gate",
+                needs="one global model, and held-out rows at "
+                + ("the server" if config.gate.judge == "server" else "sites that say their loss"),
+                has=f"margin {config.gate.margin:g} nats a token",
+                met=not known.kept,
+            )
+        )
     if config.server_optimizer.name != "none":
         found.append(
             Requirement(

@@ -48,6 +48,7 @@ from fedtune.models.adapter import Adapter, Factor
 from fedtune.models.hardware import release_memory, set_threads
 from fedtune.training.delta import Delta
 from fedtune.training.walk import examples_for_round
+from fedtune.updates.codec import to_arrays
 from fedtune.updates.protect import protect
 
 __all__ = ["build_client_app"]
@@ -167,10 +168,18 @@ def _train(message: Message, site: Site) -> Message:
     else:
         trained = fit(request, site, model, start, steps)
         reply, of_site = trained.reply, Delta(tensors=trained.update.tensors)
-        update = protect(full_delta(of_site, start.adapter, "kept"))
+        update = protect(_as_told(site, full_delta(of_site, start.adapter, "kept")))
         secure.hold(update, facts, request, site.config, model.spec)
         position.advance(request.round, walk.end)
     return Message(with_frame(content(reply), secure.member.handle(frame)), reply_to=message)
+
+
+def _as_told(site: Site, delta: Delta) -> Delta:
+    """Return what a site says that it has trained: all but false ones of a simulation say what they have."""
+    if site.lie is None:
+        return delta
+    false = site.lie(to_arrays(dict(delta.tensors)))
+    return Delta(tensors={name: array.numpy() for name, array in false.items()})
 
 
 def _fine_tune(message: Message, request: TrainRequest, site: Site, model: AdaptedModel) -> Message:

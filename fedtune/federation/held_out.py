@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from flwr.app import Message
 
 from fedtune.aggregation.carrying import Carried
@@ -12,11 +14,25 @@ from fedtune.federation.wire import EvaluateReply, EvaluateRequest
 from fedtune.models.adapter import Adapter
 from fedtune.observability.events import ClientEvaluated
 
-__all__ = ["loss_at_sites"]
+__all__ = ["loss_at_sites", "losses_at_sites", "mean_loss"]
 
 
 def loss_at_sites(sites: Dialogue, round_number: int, adapter: Adapter, carried: Carried) -> float | None:
-    """Ask all sites, record what each says, and return the unweighted mean of those that hold rows out.
+    """Ask all sites as `losses_at_sites` does, and return the mean of what they say."""
+    return mean_loss(losses_at_sites(sites, round_number, adapter, carried))
+
+
+def mean_loss(losses: Mapping[str, float]) -> float | None:
+    """Return the unweighted mean over sites; None where no site holds rows out and says so."""
+    # In the order of the names: a float sum depends on its order.
+    known = [losses[name] for name in sorted(losses)]
+    return sum(known) / len(known) if known else None
+
+
+def losses_at_sites(
+    sites: Dialogue, round_number: int, adapter: Adapter, carried: Carried
+) -> dict[str, float]:
+    """Ask all sites, record what each says, and return the loss of those that hold rows out and say it.
 
     Args:
         sites: The way to them.
@@ -51,7 +67,4 @@ def loss_at_sites(sites: Dialogue, round_number: int, adapter: Adapter, carried:
         arrays=downlink(adapter, carried),
         accept=accept,
     )
-    # In the order of the names: a float sum depends on its order.
-    losses = [replies[name].loss for name in sorted(replies)]
-    known = [loss for loss in losses if loss is not None]
-    return sum(known) / len(known) if known else None
+    return {name: reply.loss for name, reply in sorted(replies.items()) if reply.loss is not None}

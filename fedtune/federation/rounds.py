@@ -17,13 +17,14 @@ from fedtune.aggregation.base import Aggregator
 from fedtune.aggregation.carrying import Carried
 from fedtune.aggregation.control import as_controls
 from fedtune.config.schema import Config
-from fedtune.errors import FederationError, SecureAggregationError
+from fedtune.errors import FederationError, SecureAggregationError, UpdateError
 from fedtune.federation.checkpoint import Checkpoint, save_checkpoint
 from fedtune.federation.controls import read_controls, with_controls
 from fedtune.federation.dialogue import Dialogue
 from fedtune.federation.downlink import downlink
 from fedtune.federation.fine_tuning import fine_tune_at_sites
-from fedtune.federation.held_out import loss_at_sites
+from fedtune.federation.gate import Gate, ServerRows, median_loss
+from fedtune.federation.held_out import losses_at_sites, mean_loss
 from fedtune.federation.membership import Membership
 from fedtune.federation.plain_sum import PlainSum
 from fedtune.federation.replies import require_own, trained, weight_of
@@ -85,6 +86,8 @@ class Federation:
     _base_hash: str = field(init=False, default="")
     _carried: Carried = field(init=False, default_factory=dict)
     _clock: RoundClock = field(init=False)
+    _gate: Gate | None = field(init=False)
+    _measured: tuple[int, Adapter | None, dict[str, float]] = field(init=False, default=(0, None, {}))
 
     def __post_init__(self) -> None:
         timeout = self.config.federation.round_timeout_seconds
@@ -96,6 +99,7 @@ class Federation:
             admitted=None if self.secure is None else self.secure.names,
             registered=self.registered,
         )
+        self._gate = self._made_gate()
 
     def run_rounds(self, start: Checkpoint) -> Adapter:
         """Run the rounds after ``start`` and return the last global adapter.
@@ -110,17 +114,35 @@ class Federation:
             self._members.base_hash = base_of_earlier_rounds(self.run.events.path)
         self._greet()
         adapter, self._carried = start.adapter, start.carried
+        if self._gate is not None:
+            self._gate.begin(read_events(self.run.events.path), adapter, self._carried)
         if start.round == 0:
             self._finish_round(0, adapter, evaluate=True)
         for round_number in range(start.round + 1, rounds + 1):
-            adapter = self._train(round_number, adapter)
+            adapter = self._next(round_number, adapter)
             save_checkpoint(self.run, Checkpoint(round=round_number, adapter=adapter, carried=self._carried))
             if round_number == rounds and self.config.personal.name == "fine_tuning":
                 fine_tune_at_sites(self._sites, self.config, adapter, self._carried)
+                self._measured = 0, None, {}
             due = round_number == rounds or (every > 0 and round_number % every == 0)
             self._finish_round(round_number, adapter, evaluate=due)
             if self.secure is not None:
                 self.secure.finish(round_number)
+        return adapter
+
+    def _next(self, round_number: int, adapter: Adapter) -> Adapter:
+        """Train a round, and return what it made, or the adapter before it where the gate takes it back."""
+        if self._gate is None:
+            return self._train(round_number, adapter)
+        carried = self._carried
+        try:
+            made = self._train(round_number, adapter)
+            passed = made is adapter or self._gate.judge(round_number, adapter, made, self._carried)
+        except UpdateError as error:
+            passed = self._gate.refuse(round_number, error)
+        if passed:
+            return made
+        self._carried = carried
         return adapter
 
     def _greet(self) -> None:
@@ -131,7 +153,9 @@ class Federation:
         sites.require(0, sites.nodes, self.config.federation.min_replies or 1)
         if self.secure is not None:
             drawn = self.config.federation.clients_per_round or len(sites.nodes)
-            lines = promise(min(drawn, len(sites.nodes)), policy_of(self.config))
+            least = self.secure.smallest_sum
+            together = min(drawn, len(sites.nodes)) if least is None else least
+            lines = promise(together, policy_of(self.config), groups=self.config.secagg.groups)
             self.run.events.append(SecurePromise(lines=lines))
 
     def _record_sites(self) -> None:
@@ -293,6 +317,26 @@ class Federation:
         return done.adapter
 
     def _finish_round(self, round_number: int, adapter: Adapter, *, evaluate: bool) -> None:
-        loss = loss_at_sites(self._sites, round_number, adapter, self._carried) if evaluate else None
+        judged = self.config.gate.judge == "sites"  # what it measured stands in the log: go through with it
+        loss = mean_loss(self._losses(round_number, adapter, self._carried)) if evaluate or judged else None
         reached = self._clock.finished()
         self.run.events.append(RoundFinished(round=round_number, held_out_loss=loss, virtual_seconds=reached))
+
+    def _losses(self, round_number: int, adapter: Adapter, carried: Carried) -> dict[str, float]:
+        """Return the held-out losses of an adapter, asked for once a round."""
+        known_round, known, losses = self._measured
+        if known_round != round_number or known is not adapter:
+            losses = losses_at_sites(self._sites, round_number, adapter, carried)
+            self._measured = round_number, adapter, losses
+        return losses
+
+    def _made_gate(self) -> Gate | None:
+        gate = self.config.gate
+        if gate.judge == "none":
+            return None
+
+        def at_sites(round_number: int, adapter: Adapter, carried: Carried) -> float | None:
+            return median_loss(self._losses(round_number, adapter, carried).values())
+
+        loss = ServerRows(self.config).loss if gate.judge == "server" else at_sites
+        return Gate(config=gate, loss=loss, record=self.run.events.append)

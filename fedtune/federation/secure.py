@@ -37,6 +37,7 @@ def policy_of(config: Config) -> Policy:
     return Policy(
         k_min=secagg.k_min,
         max_colluders=secagg.max_colluders,
+        groups=secagg.groups > 1,
         # The first to finish waits for the last: keys and update live as long as a round may take.
         attempt_seconds=round_seconds + trips,
         hold_seconds=round_seconds + secagg.attempts * trips,

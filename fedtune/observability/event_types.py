@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from fedtune.observability.event_base import STRICT, Count, Event, Measured, Positive, Seconds
 from fedtune.observability.preflight_events import DryRound, Preflight
-from fedtune.observability.robustness_events import BackdoorMeasured
+from fedtune.observability.robustness_events import BackdoorMeasured, GateJudged, GroupDropped
 
 __all__ = [
     "EVENT_TYPES",
@@ -25,7 +25,9 @@ __all__ = [
     "ClientTrained",
     "DryRound",
     "Event",
+    "GateJudged",
     "Generated",
+    "GroupDropped",
     "ModelLoaded",
     "Preflight",
     "QuorumMissed",
@@ -333,8 +335,10 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         ClientTrained,
         ClientFailed,
         SecurePromise,
+        GroupDropped,
         SecureSum,
         RoundAggregated,
+        GateJudged,
         ClientEvaluated,
         ClientFineTuned,
         RoundFinished,

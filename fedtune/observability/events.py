@@ -35,7 +35,9 @@ from fedtune.observability.event_types import (
     ClientTrained,
     DryRound,
     Event,
+    GateJudged,
     Generated,
+    GroupDropped,
     ModelLoaded,
     Preflight,
     QuorumMissed,
@@ -66,7 +68,9 @@ __all__ = [
     "DrySite",
     "Event",
     "EventLog",
+    "GateJudged",
     "Generated",
+    "GroupDropped",
     "ModelLoaded",
     "Observer",
     "Preflight",
@@ -203,19 +207,23 @@ def _stays(event: Event, keep_rounds: int) -> bool:
 
 def _identity(event: Event) -> tuple[object, ...]:
     """Two events with the same identity tell the same thing; the later one stands."""
+    key: tuple[object, ...]
     match event:
         case ClientTrained():
-            return (event.name_on_disk, event.round, event.client, event.training)
+            key = (event.round, event.client, event.training)
         case ClientEvaluated() | ClientFineTuned():
-            return (event.name_on_disk, event.round, event.client)
+            key = (event.round, event.client)
         case ClientFailed():
-            return (event.name_on_disk, event.round, event.client, event.stage)
-        case RoundStarted() | SecureSum() | RoundAggregated() | RoundFinished():
-            return (event.name_on_disk, event.round)
+            key = (event.round, event.client, event.stage)
+        case RoundStarted() | SecureSum() | RoundAggregated() | GateJudged() | RoundFinished():
+            key = (event.round,)
+        case GroupDropped():
+            key = (event.round, event.group)
         case BaselineFinished():
-            return (event.name_on_disk, event.kind, event.site)
+            key = (event.kind, event.site)
         case _:
-            return (id(event),)
+            key = (id(event),)
+    return (event.name_on_disk, *key)
 
 
 def read_events(path: Path) -> list[Event]:

@@ -10,6 +10,8 @@ from fedtune.observability.events import (
     ClientTrained,
     DryRound,
     Event,
+    GateJudged,
+    GroupDropped,
     ModelLoaded,
     Preflight,
     QuorumMissed,
@@ -61,7 +63,7 @@ def event_text(event: Event, state: ProgressState) -> str:
             reason = f": {event.reason}" if event.reason else ""
             text = f"run {event.status} in {wording.seconds(event.seconds)}{reason}"
         case _:
-            text = _rest(event)
+            text = _rest(event, state)
     return printable(text)
 
 
@@ -120,10 +122,15 @@ def _secure(event: SecureSum) -> str:
     return f"secure sum of {len(event.clients)} sites opened in {wording.seconds(event.seconds)}"
 
 
-def _rest(event: Event) -> str:
+def _rest(event: Event, state: ProgressState) -> str:
     if isinstance(event, Preflight):
         answered = sum(site.code is None for site in event.sites)
         return f"{answered} of {len(event.sites)} sites have answered"
+    if isinstance(event, GroupDropped):
+        return f"{round_text(event.round, state)}  {event.group} gave no sum: {event.code}: {event.reason}"
+    if isinstance(event, GateJudged):
+        back = f"TAKEN BACK: {event.reason}; going on from the adapter of round {event.last_good_round}"
+        return "" if event.passed else f"{round_text(event.round, state)}  {back}"
     if isinstance(event, BackdoorMeasured):
         share, of_base = wording.percent(event.success), wording.percent(event.success_before)
         return f"the backdoor works on {share} of {event.prompts} prompts, at the base on {of_base}"

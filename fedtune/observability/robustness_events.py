@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from fedtune.observability.event_base import STRICT, Count, Event, Measured, Seconds
 
-__all__ = ["BackdoorMeasured"]
+__all__ = ["BackdoorMeasured", "GateJudged", "GroupDropped"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -33,3 +33,36 @@ class BackdoorMeasured(Event):
     right_loss: Measured
     """Mean loss of the right answers there."""
     seconds: Seconds
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GateJudged(Event):
+    """A round's adapter was let through, or the run went back to the last good one."""
+
+    name_on_disk: ClassVar[str] = "gate_judged"
+
+    round: Count
+    passed: bool
+    """False: the round is taken back, and the last good adapter stands."""
+    reason: str | None
+    """Why it was turned away."""
+    loss: Measured
+    """Held-out loss of the round's adapter by the gate's judge."""
+    last_good_loss: Measured
+    """That of the adapter it was measured by."""
+    last_good_round: Count
+    """Round that the adapter is of which it was measured by."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GroupDropped(Event):
+    """Under secure aggregation by groups, one of them gave no sum to a round."""
+
+    name_on_disk: ClassVar[str] = "group_dropped"
+
+    round: Count
+    group: str
+    clients: tuple[str, ...]
+    """Its sites."""
+    code: str
+    reason: str

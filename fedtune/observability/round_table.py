@@ -10,6 +10,7 @@ from fedtune.observability.events import (
     ClientFailed,
     ClientTrained,
     Event,
+    GateJudged,
     QuorumMissed,
     RoundAggregated,
     RoundFinished,
@@ -35,8 +36,9 @@ def round_table(kept: Iterable[Event]) -> list[dict[str, Any]]:
         (of each update, where sites train at their own pace), ``virtual_seconds`` (when it was aggregated, by
         a simulation's virtual clock), ``tokens``,
         ``tokens_per_second``, ``uplink_bytes`` and ``downlink_bytes`` (sums), ``secure`` (whether a secure
-        sum was opened, false where the round is burnt, None in a plain round), ``peak_memory_mib``, and
-        where the time went: ``training_seconds``, ``evaluation_seconds``, ``other_seconds``.
+        sum was opened, false where the round is burnt, None in a plain round), ``passed`` (whether the gate
+        let the round's adapter through, None without a gate), ``peak_memory_mib``, and where the time went:
+        ``training_seconds``, ``evaluation_seconds``, ``other_seconds``.
     """
     by_round: dict[int, list[Event]] = {}
     for event in kept:
@@ -52,6 +54,7 @@ _OF_A_ROUND = (
     QuorumMissed,
     SecureSum,
     RoundAggregated,
+    GateJudged,
     ClientEvaluated,
     RoundFinished,
 )
@@ -96,6 +99,7 @@ def _row(number: int, events: Sequence[Event]) -> dict[str, Any]:
         "uplink_bytes": sum(event.uplink_bytes for event in travelled),
         "downlink_bytes": sum(event.downlink_bytes for event in travelled),
         "secure": None if secure is None else secure.opened,
+        "passed": next((event.passed for event in events if isinstance(event, GateJudged)), None),
         "peak_memory_mib": max(peaks, default=None),
         "training_seconds": training,
         "evaluation_seconds": working - training,

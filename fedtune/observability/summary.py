@@ -26,6 +26,8 @@ from fedtune.observability.events import (
     ClientFailed,
     ClientTrained,
     Event,
+    GateJudged,
+    GroupDropped,
     ModelLoaded,
     RoundAggregated,
     RoundFinished,
@@ -73,6 +75,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         **_pace(kept),
         **_work(kept),
         **_secure(kept),
+        "rolled_back_rounds": [event.round for event in _of(kept, GateJudged) if not event.passed],
         "backdoor": _backdoor(kept),
         "peak_memory_mib": max(peaks, default=None),
         "failures": [
@@ -207,6 +210,10 @@ def _secure(kept: Sequence[Event]) -> dict[str, Any]:
     return {
         "secure_rounds": sum(event.opened for event in sums),
         "burnt_rounds": [event.round for event in sums if not event.opened],
+        "dropped_groups": [
+            {key: getattr(event, key) for key in ("round", "group", "code", "reason")}
+            for event in _of(kept, GroupDropped)
+        ],
         "secure_seconds": math.fsum(event.seconds for event in sums),
     }
 

@@ -97,6 +97,11 @@ def _cost(summary: Mapping[str, Any]) -> Table:
         rows["staleness of updates"] = (
             f"{summary['staleness_mean']:.2g} steps on average, {summary['staleness_max']} at most"
         )
+    if summary["dropped_groups"]:
+        dropped = (f"{each['group']} in round {each['round']}" for each in summary["dropped_groups"])
+        rows["groups without a sum"] = ", ".join(dropped)
+    if summary["rolled_back_rounds"]:
+        rows["taken back by the gate"] = "rounds " + ", ".join(map(str, summary["rolled_back_rounds"]))
     backdoor = summary["backdoor"]
     if backdoor is not None:
         rows["backdoor"] = (

@@ -43,6 +43,7 @@ FIXES: Final[dict[str, str]] = {
     "FT928": "name a key that `fedtune keys identity` made, readable by its owner alone (chmod 600)",
     "FT929": "let the site sign its entry again: fedtune keys roster entry",
     "FT930": "name another file, or move the one that is there away if nobody needs it",
+    "FT931": "set secagg.groups to that number, or enrol the sites with --group",
 }
 
 

@@ -5,9 +5,10 @@ The transport is one function: it delivers a batch of requests and gives back th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from fedtune.errors import SecureAggregationError
 from fedtune.secagg.collected import AttemptRules, Fault, SecureSum, Trip
@@ -15,10 +16,24 @@ from fedtune.secagg.journal import ServerJournal
 from fedtune.secagg.problems import problem
 from fedtune.secagg.server import ServerAttempt
 
-__all__ = ["RoundOutcome", "Send", "discard_journals", "finish_attempt", "journal_path", "secure_round"]
+__all__ = [
+    "RoundOutcome",
+    "Send",
+    "Trips",
+    "discard_journals",
+    "finish_attempt",
+    "journal_path",
+    "round_trips",
+    "secure_round",
+]
 
 Send = Callable[[Mapping[bytes, bytes]], Iterable[bytes]]
 """Requests by identity in, replies out; a member that does not answer in time is simply not among them."""
+
+T = TypeVar("T")
+
+Trips: TypeAlias = Generator[Mapping[bytes, bytes], Iterable[bytes], T]
+"""Gives the requests of one trip after another, takes the replies of each, and ends with the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +59,25 @@ def finish_attempt(attempt: ServerAttempt, send: Send) -> SecureSum:
     Raises:
         SecureAggregationError: FT920, it may be retried; FT921, the round is burnt.
     """
+    return _carried_by(send, _trips_of(attempt))
+
+
+def _trips_of(attempt: ServerAttempt) -> Trips[SecureSum]:
     while attempt.trip is not Trip.DONE:
-        for reply in send(attempt.requests()):
+        for reply in (yield attempt.requests()):
             attempt.receive(reply)
         attempt.advance()
     return attempt.result
+
+
+def _carried_by(send: Send, trips: Trips[T]) -> T:
+    try:
+        requests = next(trips)
+        while True:
+            requests = trips.send(send(requests))
+    except StopIteration as done:
+        result: T = done.value
+        return result
 
 
 def secure_round(
@@ -73,6 +102,13 @@ def secure_round(
         SecureAggregationError: FT920 after the last attempt; FT921, the round is burnt: go on from the
             adapter before it, and count its updates as spent.
     """
+    return _carried_by(send, round_trips(rules, invited=invited, attempts=attempts, journals=journals))
+
+
+def round_trips(
+    rules: AttemptRules, *, invited: frozenset[bytes], attempts: int, journals: Path | None = None
+) -> Trips[RoundOutcome]:
+    """Do what `secure_round` does, for a caller that carries the trips of several sums together."""
     faults: list[Fault] = []
     problems = [problem("FT920", f"no attempt was made, {attempts} were allowed", where="secagg.attempts")]
     for number in range(rules.binding.attempt, rules.binding.attempt + attempts):
@@ -80,7 +116,7 @@ def secure_round(
         attempt = None
         try:
             attempt = _attempt(current, invited, journals)
-            total = finish_attempt(attempt, send)
+            total = yield from _trips_of(attempt)
         except SecureAggregationError as error:
             if error.problems[0].code != "FT920":
                 raise

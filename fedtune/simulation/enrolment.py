@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from fedtune.config.schema import Config
 from fedtune.federation.secure import policy_of
+from fedtune.federation.secure_groups import drawn_groups
 from fedtune.federation.secure_site import ReceivedAdapter, SecureMember, SecureSite
 from fedtune.federation.server import ROSTER_FILE, secure_folder
 from fedtune.keys.authority import COORDINATOR_KEY
@@ -43,10 +44,14 @@ def enrol(run: Path, config: Config, examples: dict[str, int]) -> None:
     (folder / "keys").mkdir(parents=True)
     Identity.generate().save(folder / COORDINATOR_KEY)
     entries = []
+    groups = drawn_groups(list(examples), config.secagg.groups, config.seed)
     for name, count in sorted(examples.items()):
         identity = Identity.generate()
         identity.save(_key(folder, name))
-        entries.append(sign_entry(identity, federation=config.name, site=name, weight=weight_bucket(count)))
+        entry = sign_entry(
+            identity, federation=config.name, site=name, weight=weight_bucket(count), group=groups[name]
+        )
+        entries.append(entry)
     roster = Roster(federation=config.name, version=1, previous=GENESIS, entries=tuple(entries))
     write_atomic(folder / ROSTER_FILE, roster.to_json().encode())
 

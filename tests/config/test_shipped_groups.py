@@ -16,6 +16,7 @@ NEEDED = {
     "partition=natural": ["partition.column=site"],
     "asynchronous=fedbuff": ["speed=lognormal"],
     "training=scaffold": ["aggregation.weighting=uniform"],
+    "gate=server": ["gate.files=[rows.jsonl]"],
     "defence=bulyan": ["partition=iid", "partition.clients=7"],
 }
 

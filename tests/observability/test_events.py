@@ -27,6 +27,8 @@ from fedtune.observability.events import (
     ClientFineTuned,
     Event,
     EventLog,
+    GateJudged,
+    GroupDropped,
     QuorumMissed,
     RoundFinished,
     RunStarted,
@@ -57,16 +59,13 @@ def test_every_event_type_comes_back_equal_from_its_line() -> None:
         started=1.0,
         finished=2.0,
     )
-    backdoor = BackdoorMeasured(
-        prompts=8,
-        success=0.5,
-        success_without_trigger=0.25,
-        success_before=0.0,
-        target_loss=2.0,
-        right_loss=1.5,
-        seconds=1.0,
-    )
-    events = [*synthetic_run(secure=True, preflight=True), missed, tuned, backdoor]
+    fired = BackdoorMeasured(
+        prompts=8, success=1.0, success_without_trigger=0.125, success_before=0.0, target_loss=0.2,
+        right_loss=2.5, seconds=1.5,
+    )  # fmt: skip
+    back = GateJudged(round=2, passed=False, reason="worse", loss=3.0, last_good_loss=2.0, last_good_round=1)
+    gone = GroupDropped(round=2, group="g", clients=("a",), code="FT908", reason="too few")
+    events = [*synthetic_run(secure=True, preflight=True), missed, tuned, fired, back, gone]
     assert {type(event) for event in events} == set(EVENT_TYPES.values())
     assert [parse_event(event_line(event)) for event in events] == events
 

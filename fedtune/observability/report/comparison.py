@@ -85,6 +85,13 @@ def key_figures(summary: Summary) -> Markup:
         burnt = ", ".join(map(str, summary["burnt_rounds"]))
         note = f"burnt: {burnt}" if burnt else "the server saw sums alone"
         entries.append(("Secure aggregation", wording.rounds_(summary["secure_rounds"]), note))
+    if summary["rolled_back_rounds"]:
+        back = ", ".join(map(str, summary["rolled_back_rounds"]))
+        entries.append(("Taken back by the gate", f"round {back}", "the last good adapter stood"))
+    if summary["backdoor"] is not None:
+        fired = summary["backdoor"]
+        note = f"of {fired['prompts']} prompts; of the base {wording.percent(fired['success_before'])}"
+        entries.append(("Backdoor works on", wording.percent(fired["success"]), note))
     return tiles(entries)
 
 
