@@ -1,6 +1,6 @@
 """Whatever is killed, whenever: the run ends with the adapter of an undisturbed one, or stops with a reason.
 
-``FEDTUNE_KILLS=30 pytest tests/e2e/federation/test_kill.py`` does more; each is drawn from its number.
+``FEDTUNE_SLOW=1 FEDTUNE_KILLS=30`` does all thirty; each is drawn from its number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedtune.observability.events import RoundFinished, SecureSum, effective_eve
 from fedtune.secagg.identity import Identity
 from fedtune.site.audit import verify_audit
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 KILLS = int(os.environ.get("FEDTUNE_KILLS", "1"))
 LONGEST_UNTIL_KILL_SECONDS = 35.0
