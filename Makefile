@@ -30,8 +30,8 @@ test: $(VENV)/dev.stamp $(BUNDLE_VENV)/stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not e2e"
-	$(BIN)/python -m pytest -m e2e
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore=tests/e2e
+	$(BIN)/python -m pytest tests/e2e
 
 bundle: $(BUNDLE_VENV)/stamp
 	@$(BUNDLE_VENV)/bin/python .ci/bundle/build.py --extras "$(EXTRAS)"

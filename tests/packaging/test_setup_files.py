@@ -118,8 +118,8 @@ def test_make_test_checks_in_order_and_stops_at_the_first_failure() -> None:
     tools = [line.removeprefix(".venv-not-there/bin/") for line in commands[-5:]]
     assert tools[:3] == ["ruff check .", "ruff format --check .", "mypy"]
     assert tools[3:] == [
-        'python -m pytest -n 2 --dist loadfile -m "not e2e"',
-        "python -m pytest -m e2e",
+        "python -m pytest -n 2 --dist loadfile --ignore=tests/e2e",
+        "python -m pytest tests/e2e",
     ]
 
 
