@@ -48,6 +48,7 @@ COHORT = 10
 CHOOSING_SEED = 9
 """Of the split and the training that learning rates are chosen on, and on rows that nothing else reports."""
 RATES = (1e-2, 2e-2, 4e-2, 8e-2)
+"""That every method is tried at; one that is best at the last of them is tried at twice that, and so on."""
 WITH_CUT = ("fedex", "flora")
 """Methods whose side-car grows with every round; it is cut to four times the rank."""
 
@@ -128,17 +129,24 @@ def choose(chosen: argparse.Namespace) -> None:
     """Measure each method at each rate and write the losses on validation rows."""
     results = _known("aggregation_choice")
     with runner(chosen.overrides) as run:
+
+        def loss(method: str, rate: float) -> float:
+            named, *settings = overrides_of(method, "0.5", 10, 4, CHOOSING_SEED)
+            figures = run([
+                f"{named}_{rate:g}",
+                *(setting for setting in settings if "learning_rate" not in setting),
+                f"training.learning_rate={rate}",
+                "evaluation.rows=validation",
+                "data.validation_max_rows=20",
+            ])  # fmt: skip
+            measured: float = figures["loss"]
+            return measured
+
         for method in chosen.methods:
-            for rate in RATES:
-                named, *settings = overrides_of(method, "0.5", 10, 4, CHOOSING_SEED)
-                figures = run([
-                    f"{named}_{rate:g}",
-                    *(setting for setting in settings if "learning_rate" not in setting),
-                    f"training.learning_rate={rate}",
-                    "evaluation.rows=validation",
-                    "data.validation_max_rows=20",
-                ])  # fmt: skip
-                results.setdefault(method, {})[f"{rate:g}"] = figures["loss"]
+            losses = {rate: loss(method, rate) for rate in RATES}
+            while min(losses, key=losses.__getitem__) == (largest := max(losses)):
+                losses[2 * largest] = loss(method, 2 * largest)
+            results[method] = {f"{rate:g}": measured for rate, measured in losses.items()}
             _write("aggregation_choice", results, choice_table(results))
     print(choice_table(results))
 

@@ -166,7 +166,8 @@ def choice_table(results: Mapping[str, Mapping[str, float]]) -> str:
     lines = ["| method | " + " | ".join(rates) + " |", "|---" * (len(rates) + 1) + "|"]
     for method, losses in results.items():
         best = min(losses, key=losses.__getitem__)
-        cells = [f"**{losses[rate]:.3f}**" if rate == best else f"{losses[rate]:.3f}" for rate in losses]
+        shown = {rate: f"{loss:.3f}" for rate, loss in losses.items()} | {best: f"**{losses[best]:.3f}**"}
+        cells = [shown.get(rate, "") for rate in rates]
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
