@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from simulation.test_aggregation import stopped_and_resumed
 from simulation.test_simulate import adapter, assert_equal_bit_for_bit
@@ -18,10 +19,13 @@ from fedtune.cli import main
 from fedtune.commands.runs import open_run
 from fedtune.config.compose import compose
 from fedtune.config.derived import most_steps
+from fedtune.data.tokenize import TokenizedExample
 from fedtune.errors import ConfigError
 from fedtune.evaluation.loss import held_out_loss
+from fedtune.models.adapter import initial_adapter
 from fedtune.observability.events import ClientEvaluated, ClientFineTuned, read_events
 from fedtune.simulation.sites import load_sites
+from fedtune.training.walk import examples_for_round
 
 Overrides = Callable[..., list[str]]
 
@@ -129,3 +133,74 @@ def test_a_policy_counts_the_steps_of_the_own_model() -> None:
     assert most_steps(compose(["personal=ditto"])) == 2 * shared
     assert most_steps(compose(["personal=fine_tuning", "personal.steps=99"])) == 99
     assert most_steps(compose(["personal=fine_tuning", "personal.steps=1"])) == shared
+
+
+def test_ditto_over_two_rounds_is_algorithm_1_of_its_paper(tiny_overrides: Overrides) -> None:
+    """v <- v - rate * (grad f(v) + pull * (v - w_t)), with transformers' own loss and plain autograd."""
+    pull, rate, steps = 0.5, 0.2, 3
+    run = fedtune.simulate(
+        tiny_overrides(
+            name="oracle",
+            aggregation="fedavg",
+            personal="ditto",
+            personal__pull=pull,
+            federation__rounds=2,
+            training__optimizer="sgd",
+            training__learning_rate=rate,
+            training__decay="constant",
+            training__warmup_fraction=0,
+            training__max_gradient_norm="null",
+            training__steps_per_round=steps,
+            evaluation__generations=0,
+        )
+    )
+    model, site = open_run(str(run.path)).model(), load_sites(run.config).site(0)
+    model.model.train()
+    own: dict[str, torch.Tensor] = {}
+    for round_number in (1, 2):
+        received = (
+            checkpoint(run.path, 1) if round_number == 2 else initial_adapter(model.spec, run.config.seed)
+        )
+        model.load_adapter(received)
+        model.set_trainable(("A", "B"))
+        parameters = model.parameters()
+        walk = examples_for_round(
+            len(site.train),
+            start=(round_number - 1) * steps,
+            count_per_step=run.config.training.examples_per_step,
+            steps=steps,
+            seed=run.config.seed,
+            site=site.name,
+        )
+        with torch.no_grad():
+            for name, value in own.items():
+                parameters[name].copy_(value)
+        for rows in walk.steps:
+            gradients = mean_gradient(model.model, [site.train[row] for row in rows], parameters)
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    to = torch.from_numpy(received[name])
+                    parameter.sub_(rate * (gradients[name] + pull * (parameter - to)))
+        own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    kept = own_models(run.path)[site.name]
+    for name, value in own.items():
+        np.testing.assert_allclose(kept[name], value.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def checkpoint(run: Path, round_number: int) -> dict[str, np.ndarray]:
+    return load_file(run / "checkpoints" / f"{round_number:04d}" / "adapter.safetensors")
+
+
+def mean_gradient(
+    model: torch.nn.Module, rows: Sequence[TokenizedExample], parameters: Mapping[str, torch.nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """Of the mean loss over the response tokens of all rows, row by row and without packing."""
+    total, targets = torch.zeros(()), 0
+    for row in rows:
+        tokens, counts = torch.from_numpy(row.token_ids.astype(np.int64)), torch.from_numpy(row.loss_mask)
+        logits = model(input_ids=tokens[None]).logits[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none")
+        total = total + losses[counts[1:]].sum()
+        targets += int(counts[1:].sum())
+    found = torch.autograd.grad(total / targets, list(parameters.values()))
+    return dict(zip(parameters, found, strict=True))
