@@ -105,7 +105,7 @@ class CliFederation:
     def coordinator(self) -> CoordinatorFolder:
         return CoordinatorFolder(self.path / "coordinator")
 
-    def make(self, model: Path, sizes: dict[str, int] = SITES) -> None:
+    def make(self, model: Path, sizes: dict[str, int] = SITES, groups: dict[str, str] | None = None) -> None:
         """Make and enrol everything; nothing is started."""
         self.rows.mkdir()
         port, superlink = free_ports(2)
@@ -125,6 +125,7 @@ class CliFederation:
                 *("client", "init", self.path / name, "--name", name, "--federation", "lungs"),
                 *("--coordinator", made["fingerprints"]["coordinator"], "--data", data),
                 *("--model", MODEL, "--model-place", model, "--k-min", "3"),
+                *(("--group", groups[name]) if groups else ()),
             )
             requests.append(answer["request"])
             self.sites[name] = SiteFolder(self.path / name)
@@ -139,7 +140,7 @@ class CliFederation:
             edit(site.policy, "preapproved: []", "preapproved: [any]")
             edit(site.policy, "required: true", "required: false")
             edit(site.policy, "max_clip_bound: 0.1", "max_clip_bound: null")
-            edit(site.policy, "metrics: [held_out_loss]", "metrics: [examples, held_out_loss]")
+            edit(site.policy, "metrics: [held_out_loss]", "metrics: [examples, held_out_loss, personal_loss]")
             edit(site.policy, "rounds_per_day: 12", "rounds_per_day: 1000")
             edit(site.policy, "evaluations_per_day: 14", "evaluations_per_day: 1000")
 
@@ -296,17 +297,20 @@ def edit(path: Path, before: str, after: str) -> None:
 
 
 @contextmanager
-def cli_federation(path: Path, model: Path, sizes: dict[str, int] = SITES) -> Iterator[CliFederation]:
+def cli_federation(
+    path: Path, model: Path, sizes: dict[str, int] = SITES, groups: dict[str, str] | None = None
+) -> Iterator[CliFederation]:
     """Make a federation, run it, and end it.
 
     Args:
         path: Where everything is written; must not exist.
         model: Folder of the base model.
         sizes: Rows of each site, by name.
+        groups: Group of each site, by name; None for no groups.
     """
     path.mkdir(parents=True)
     federation = CliFederation(path=path)
-    federation.make(model, sizes)
+    federation.make(model, sizes, groups)
     try:
         federation.start()
         yield federation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +18,16 @@ from fedtune.observability.run_directory import RunDirectory
 __all__ = ["last_adapter", "simulated"]
 
 
-def simulated(federation: CliFederation, folder: Path, model: Path, *overrides: str) -> Adapter:
+def simulated(
+    federation: CliFederation, folder: Path, model: Path, *overrides: str, sites: Collection[str] = SITES
+) -> Adapter:
     """The last adapter of a simulation of the same sites, with the same seeds and threads."""
-    files = ",".join(str(federation.rows / f"{name}.jsonl") for name in SITES)
+    files = ",".join(str(federation.rows / f"{name}.jsonl") for name in sites)
     run = fedtune.simulate(
         [
             *(text for text in tiny_run(model__name=model) if not text.startswith("secagg.")),
             *("name=simulated", f"runs_dir={folder}", "data=files", f"data.files=[{files}]"),
-            *("partition=natural", "partition.column=site", f"partition.values=[{','.join(SITES)}]"),
+            *("partition=natural", "partition.column=site", f"partition.values=[{','.join(sites)}]"),
             *("evaluation.generations=0", *overrides),
         ]
     )
