@@ -1,4 +1,4 @@
-"""What of a run its people are told: that a round lacks its quorum, and how the run ended."""
+"""What of a run its people are told: that a round lacks its quorum or gave nothing, and how the run ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedtune.coordinator.notify_settings import Kind
 from fedtune.coordinator.status import RunStatus
 from fedtune.errors import RunError
 from fedtune.observability.event_tail import EventTail
-from fedtune.observability.events import Event, QuorumMissed
+from fedtune.observability.events import Event, GateJudged, QuorumMissed, SecureSum
 
 __all__ = ["RunNotices"]
 
@@ -48,16 +48,23 @@ class RunNotices:
     def _observe(self, event: Event) -> None:
         if isinstance(event, QuorumMissed):
             what = f"attempt {event.attempt} of {event.attempts} lacks its quorum: {event.reason}"
-            self._give(
-                Notice(
-                    kind="quorum_lost",
-                    federation=self._federation,
-                    run=self._run,
-                    round=event.round,
-                    what=what,
-                    when=datetime.fromtimestamp(event.time, tz=UTC),
-                )
+            self._tell_of_round("quorum_lost", event, event.round, what)
+        elif isinstance(event, GateJudged) and not event.passed:
+            self._tell_of_round("round_lost", event, event.round, f"the gate took it back: {event.reason}")
+        elif isinstance(event, SecureSum) and not event.opened:
+            self._tell_of_round("round_lost", event, event.round, f"it is burnt: {event.reason}")
+
+    def _tell_of_round(self, kind: Kind, event: Event, round_number: int, what: str) -> None:
+        self._give(
+            Notice(
+                kind=kind,
+                federation=self._federation,
+                run=self._run,
+                round=round_number,
+                what=what,
+                when=datetime.fromtimestamp(event.time, tz=UTC),
             )
+        )
 
     def _tell(self, kind: Kind, what: str) -> None:
         self._give(

@@ -5,7 +5,7 @@
     notify:
       command: [/usr/local/bin/page-me, --team, federations]  # or null
       webhook: https://chat.example.org/hooks/7f3a  # or null
-      on: [quorum_lost, failed, expiry, finished]
+      on: [quorum_lost, round_lost, failed, expiry, finished]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedtune.errors import FederationError, Problem
 
 __all__ = ["KINDS", "Kind", "NotifySettings", "host_of", "parse_notify"]
 
-Kind: TypeAlias = Literal["quorum_lost", "failed", "expiry", "finished"]
+Kind: TypeAlias = Literal["quorum_lost", "round_lost", "failed", "expiry", "finished"]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _KEYS: Final = ("command", "webhook", "on")

@@ -66,7 +66,8 @@ class NotifySection:
     """An https address to which the object is sent; null for none."""
 
     on: tuple[Kind, ...]
-    """What to tell: a round without its quorum, a failed run, a certificate that ends, a finished run."""
+    """What to tell: a round without its quorum, a round that gave nothing, a failed run, a certificate that
+    ends, a finished run."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -171,5 +172,5 @@ resubmissions: 10
 notify:
   command: null
   webhook: null
-  on: [quorum_lost, failed, expiry, finished]
+  on: [quorum_lost, round_lost, failed, expiry, finished]
 """

@@ -342,7 +342,7 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         "command is [], not null or a list of a program and its arguments",
         "webhook goes to a.example in clear: http is for this machine alone, use https",
         "on holds 'quorum-lost': did you mean quorum_lost?",
-        "on holds 7: quorum_lost, failed, expiry, finished",
+        "on holds 7: quorum_lost, round_lost, failed, expiry, finished",
     ]
     assert flaws(["command"]) == ["notify is ['command'], not a mapping"]
     for command in ("page-me", [7], ["a\0b"], [""], {"a": 1}):

@@ -98,7 +98,7 @@ def test_a_gate_takes_back_a_round_that_moved_too_far(
     )
     assert summary["status"] == "completed"
     judged = [event for event in federation.events("refused") if isinstance(event, GateJudged)]
-    assert [(event.round, event.passed) for event in judged] == [(1, False), (2, False)]
+    assert [(event.round, event.passed) for event in judged] == [(0, True), (1, False), (2, False)]
     config = compose([*tiny_run(model__name=tiny_model_dir), "name=shape"])
     begun = initial_adapter(adapter_spec(config.model, config.peft), config.seed)
     ended = last_adapter(federation.coordinator.runs / "refused", 2, tiny_model_dir)
