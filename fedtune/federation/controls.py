@@ -11,7 +11,8 @@ from fedtune.aggregation.control import as_controls, control_name, controls_of
 from fedtune.config.schema import UpdatesConfig
 from fedtune.models.adapter import Adapter, AdapterSpec, Factor
 from fedtune.training.delta import Delta
-from fedtune.updates.codec import from_arrays, to_arrays
+from fedtune.updates.codec import to_arrays
+from fedtune.updates.decode import decode
 from fedtune.updates.encode import encode
 from fedtune.updates.protect import protect
 
@@ -39,17 +40,23 @@ def with_change(record: ArrayRecord, change: Adapter) -> ArrayRecord:
 
 
 def read_controls(
-    record: ArrayRecord, spec: AdapterSpec, factors: Collection[Factor], *, where: str
+    record: ArrayRecord,
+    spec: AdapterSpec,
+    factors: Collection[Factor],
+    updates: UpdatesConfig,
+    *,
+    where: str,
 ) -> tuple[ArrayRecord, Adapter]:
     """Take the variates of a round's factors out of a record, which is left with the rest.
 
     Raises:
-        UpdateError: FT501 to FT505, as of `fedtune.updates.codec.from_arrays`.
+        UpdateError: As of `fedtune.updates.decode.decode`: a change of variates may be no longer than an
+            update.
     """
     names = {control_name(name): name for name in spec.shapes}
     beside = ArrayRecord({names[name]: array for name, array in record.items() if name in names})
     rest = ArrayRecord({name: array for name, array in record.items() if name not in names})
-    return rest, from_arrays(beside, spec, factors, where=f"{where}, control variates")
+    return rest, dict(decode(beside, spec, factors, updates, where=f"{where}, control variates").tensors)
 
 
 def _joined(first: ArrayRecord, second: ArrayRecord) -> ArrayRecord:

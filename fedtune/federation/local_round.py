@@ -67,7 +67,7 @@ def read_global(
     """
     controls: Adapter = {}
     if factors and site.config.training.control_variates:
-        record, controls = read_controls(record, model.spec, factors, where=where)
+        record, controls = read_controls(record, model.spec, factors, site.config.updates, where=where)
     has_side_car = method(site.config.aggregation.method).has_side_car
     adapter, side_car = received(record, model.spec, has_side_car=has_side_car, where=where)
     return GlobalModel(adapter=adapter, side_car=side_car, controls=controls)

@@ -283,7 +283,9 @@ class Federation:
             expected = uplink_spec(self.config, self.spec, name)
             update, change = record, Adapter()
             if controlled:
-                update, change = read_controls(record, expected, request.factors, where=where)
+                update, change = read_controls(
+                    record, expected, request.factors, self.config.updates, where=where
+                )
             delta = decode(update, expected, request.factors, self.config.updates, where=where)
             both = Delta(tensors=dict(delta.tensors) | as_controls(change))
             gone = {failure.client for failure in self._sites.failures[earlier:]} if last else ()

@@ -110,7 +110,7 @@ def _answered(grid: InProcessGrid, spec: AdapterSpec, config: Config, round_numb
     where, expected = "this site's own reply", uplink_spec(config, spec, trained.site)
     record, change = arrays_of(update), Adapter()
     if controlled:
-        record, change = read_controls(record, expected, request.factors, where=where)
+        record, change = read_controls(record, expected, request.factors, config.updates, where=where)
     decoded = decode(record, expected, request.factors, config.updates, where=where)
     tensors = dict(decoded.tensors) | as_controls(change)
     return Trial(
