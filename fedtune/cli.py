@@ -188,6 +188,12 @@ def _bench(commands: Commands) -> None:
     )
     add_json(aggregation)
 
+    local = commands.add_parser("local", help="local training beside a plain padded loop of peft and AdamW")
+    local.add_argument(
+        "--repeats", type=count, default=5, metavar="N", help="steps of each side (default: 5)"
+    )
+    add_json(local)
+
 
 def _add(commands: Commands, name: str) -> argparse.ArgumentParser:
     purpose, example = EXAMPLES[name]

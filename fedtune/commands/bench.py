@@ -107,11 +107,19 @@ def _aggregation(arguments: argparse.Namespace) -> dict[str, Value]:
     return dict(bench_aggregation(size=arguments.size, on_part=_part))
 
 
+def _local(arguments: argparse.Namespace) -> dict[str, Value]:
+    """Local training and a plain loop, each in a process of its own."""
+    from fedtune.training.bench import bench_local  # noqa: PLC0415
+
+    return dict(bench_local(repeats=arguments.repeats, on_part=_part))
+
+
 _BENCHES: dict[str, Callable[[argparse.Namespace], dict[str, Value]]] = {
     "startup": _startup,
     "secagg": _secagg,
     "deployment": _deployment,
     "aggregation": _aggregation,
+    "local": _local,
 }
 
 

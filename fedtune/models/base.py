@@ -24,9 +24,9 @@ from fedtune.models.gguf import converted
 from fedtune.models.hardware import compute_dtype, resolve_device
 from fedtune.models.layers import keep_steady, norms_in_float64
 from fedtune.models.messages import quiet_loading
-from fedtune.models.resolve import ModelSource, resolve
+from fedtune.models.resolve import resolve
 
-__all__ = ["LoadedBase", "load_base", "read_tokenizer"]
+__all__ = ["LoadedBase", "load_base", "quantized_folder", "read_tokenizer"]
 
 # Of config.json: what says who wrote the file and how, not what the model computes.
 
@@ -72,7 +72,7 @@ def load_base(config: ModelConfig) -> LoadedBase:
     elif config.quantization == "none":
         folder, quantization = converted(source.path, cache), None
     else:
-        folder, quantization = _quantized(source, config, dtype), None
+        folder, quantization = quantized_folder(config), None
     model = _read(folder, config, quantization=quantization, dtype=dtype, device=device)
     model.requires_grad_(requires_grad=False)
     model.config.use_cache = False
@@ -121,8 +121,14 @@ def _quantization(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytesConfig
     return None
 
 
-def _quantized(source: ModelSource, config: ModelConfig, dtype: torch.dtype) -> Path:
-    """The directory of a converted file's quantized copy, made at the first call."""
+def quantized_folder(config: ModelConfig) -> Path:
+    """Return the directory of a GGUF file's quantized copy, which the first call makes.
+
+    Raises:
+        ModelError: As `load_base`.
+        MachineError: As `load_base`.
+    """
+    source, dtype = resolve(config), compute_dtype(config, resolve_device(config.device))
     cache = cache_folder(config)
     folder = converted(source.path, cache)
     name = str(dtype).removeprefix("torch.")
