@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from fedtune.config.aggregation_rules import Finding
+from fedtune.config.cluster_rules import cluster_findings
 from fedtune.config.methods import method
 from fedtune.config.schema import Config
 from fedtune.config.validate import shown
 
-__all__ = ["LOCAL_RULES"]
+__all__ = ["LOCAL_RULES", "own_model_findings"]
 
 
 def _control_variates(config: Config) -> Iterator[Finding]:
@@ -69,8 +70,9 @@ def _control_variates(config: Config) -> Iterator[Finding]:
             yield what, f"{on}, {key}", fix
 
 
-def _own_model(config: Config) -> Iterator[Finding]:
-    """Models that sites keep (`fedtune.federation.personal`)."""
+def own_model_findings(config: Config) -> Iterator[Finding]:
+    """Say what keeps a configuration from models of the sites' own (`fedtune.federation.personal`)."""
+    yield from cluster_findings(config)
     own, chosen = config.personal.name, config.aggregation.method
     known = method(chosen)
     if own == "none":
@@ -100,4 +102,4 @@ def _own_model(config: Config) -> Iterator[Finding]:
         )
 
 
-LOCAL_RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (_control_variates, _own_model)
+LOCAL_RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (_control_variates, own_model_findings)

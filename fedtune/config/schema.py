@@ -340,9 +340,10 @@ class SpeedConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PersonalConfig:
-    name: Literal["none", "ditto", "fine_tuning"]
+    name: Literal["none", "ditto", "fine_tuning", "clusters"]
     """A model of its own that each site trains and keeps: beside every round, pulled to the global adapter
-    (``ditto``), or from the final one after the last round (``fine_tuning``). It never leaves the site."""
+    (``ditto``), or from the final one after the last round (``fine_tuning``). It never leaves the site. Or
+    one for each group of sites whose updates are alike (``clusters``), which the server averages."""
 
     pull: NonNegativeFloat
     """``ditto``: weight lambda of (lambda / 2) * ||v - w_received||^2; 0 trains alone, and a large one stays
@@ -353,6 +354,12 @@ class PersonalConfig:
 
     learning_rate: PositiveFloat | None
     """Peak learning rate of the own model; null takes ``training.learning_rate``."""
+
+    clusters: Annotated[int, Field(ge=2)] | None = None
+    """``clusters``: number of groups."""
+
+    warm_up_rounds: NonNegativeInt = 0
+    """``clusters``: rounds with one adapter for all; the updates of the next one make the groups."""
 
 
 Metric = Literal["examples", "tokens", "train_loss", "held_out_loss", "personal_loss", "peak_memory"]

@@ -10,12 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedtune.config.compose import judged
+from fedtune.config.local_rules import own_model_findings
 from fedtune.config.methods import METHODS, method
 from fedtune.config.pace_rules import asynchronous_findings
 from fedtune.config.schema import Config
 from fedtune.errors import ConfigError, Problem
 
 __all__ = ["Alternative", "Requirement", "alternatives", "requirements"]
+
+
+_OWN_MODELS = {
+    "ditto": "a global adapter that keeps its coordinates",
+    "fine_tuning": "rounds in common, one rank",
+    "clusters": "each update in clear, and a mean of deltas",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +149,18 @@ def requirements(config: Config) -> tuple[Requirement, ...]:
                 needs=f"{config.server_optimizer.name}: a mean delta, and sites that follow its steps",
                 has=f"{chosen}; sites {'refuse steps longer than a mean' if secure else 'follow'}",
                 met=known.summable and not secure,
+            )
+        )
+    if config.personal.name != "none":
+        against = [keys for _, keys, _ in own_model_findings(config)]
+        others = sorted({key for keys in against for key in keys.split(", ")} - {"personal.name"})
+        found.append(
+            Requirement(
+                about="own models",
+                needs=f"{config.personal.name}: {_OWN_MODELS[config.personal.name]}",
+                has=f"{chosen}, {'their sum' if secure else 'each update'}"
+                + (f"; against it: {', '.join(others)}" if others else ""),
+                met=not against,
             )
         )
     if config.asynchronous.name != "none":

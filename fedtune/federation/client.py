@@ -229,7 +229,7 @@ def _evaluate(message: Message, site: Site) -> Message:
     start = _global_model(message, site, model, ())
     started = time.time()
     shared = own_adapter(site, start.adapter, before=request.round + 1)
-    own = own_model(site, start.adapter, after=request.round)
+    own = start.own or own_model(site, start.adapter, after=request.round)
     result = _tested(site, model, shared, start.side_car)
     of_own = None
     if own is not None and "personal_loss" in site.config.federation.metrics:

@@ -67,7 +67,7 @@ class Dialogue:
         *,
         to: Iterable[str],
         expect: type[Reply],
-        arrays: ArrayRecord | None = None,
+        arrays: ArrayRecord | Callable[[str], ArrayRecord] | None = None,
         accept: Callable[[str, Reply, Message], None] | None = None,
     ) -> dict[str, Reply]:
         """Ask sites one thing and return the acceptable replies, by name, in order of arrival.
@@ -78,10 +78,9 @@ class Dialogue:
             body: The request.
             to: Names of the sites.
             expect: Type of the reply.
-            arrays: Adapter that goes with the request.
+            arrays: Adapter that goes with the request, or what gives that of a site by its name.
             accept: Looks at a reply and its message; an `UpdateError` from it makes the site a failed one.
         """
-        request = content(body, arrays)
         good = dict[str, Reply]()
 
         def take(name: str, message: Message) -> None:
@@ -93,7 +92,11 @@ class Dialogue:
                 accept(name, reply, message)
             good[name] = reply
 
-        self.exchange(stage, round_number, dict.fromkeys(to, request), take)
+        if callable(arrays):
+            contents = {name: content(body, arrays(name)) for name in to}
+        else:
+            contents = dict.fromkeys(to, content(body, arrays))
+        self.exchange(stage, round_number, contents, take)
         return good
 
     def exchange(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fedtune.aggregation.carrying import Carried, as_carried, side_car_of, with_side_car
+from fedtune.aggregation.clusters import adapter_of, clusters_of
 from fedtune.aggregation.ranks import first_rows, other_rows
 from fedtune.errors import Problem, UpdateError
 from fedtune.models.adapted import AdaptedModel
@@ -17,9 +18,18 @@ from fedtune.models.adapter import FACTORS, Adapter, AdapterSpec, rank_of
 from fedtune.updates.codec import from_arrays, to_arrays
 from fedtune.updates.problems import shown
 
-__all__ = ["GlobalModel", "downlink", "placed", "received"]
+__all__ = [
+    "GlobalModel",
+    "downlink",
+    "downlink_to_test",
+    "downlink_to_train",
+    "placed",
+    "received",
+    "with_own_apart",
+]
 
 _NOTHING = np.empty(0)
+_OWN = "own/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +40,64 @@ class GlobalModel:
         adapter: The global adapter.
         side_car: What stands beside it; empty for nothing.
         controls: The federation's control variates of the round's factors; empty without them.
+        own: The adapter of the site's cluster, which comes with the global one to be tested; empty without.
     """
 
     adapter: Adapter
     side_car: Adapter
     controls: Adapter
+    own: Adapter = field(default_factory=dict)
 
 
 def downlink(adapter: Adapter, carried: Carried) -> ArrayRecord:
     """Encode what sites need of the global model: the adapter, and the side-car among what is remembered."""
     return to_arrays(adapter | as_carried(side_car_of(carried)))
+
+
+def downlink_to_train(adapter: Adapter, carried: Carried) -> Callable[[str], ArrayRecord]:
+    """Return what each site trains, by its name: the adapter of its cluster, or the global one."""
+    clusters = clusters_of(carried)
+    records = [downlink(cluster.adapter, carried) for cluster in clusters]
+    of_all = downlink(adapter, carried)
+
+    def to(site: str) -> ArrayRecord:
+        mine = (record for record, each in zip(records, clusters, strict=True) if site in each.members)
+        return next(mine, of_all)
+
+    return to
+
+
+def downlink_to_test(adapter: Adapter, carried: Carried) -> Callable[[str], ArrayRecord]:
+    """Return what each site tests, by its name: the global adapter, and that of its cluster beside it."""
+    clusters = clusters_of(carried)
+    of_all = downlink(adapter, carried)
+
+    def to(site: str) -> ArrayRecord:
+        own = adapter_of(clusters, site)
+        if own is None:
+            return of_all
+        beside = to_arrays({_OWN + name: tensor for name, tensor in own.items()})
+        return ArrayRecord({**of_all, **beside})
+
+    return to
+
+
+def with_own_apart(record: ArrayRecord, spec: AdapterSpec, *, where: str) -> tuple[ArrayRecord, Adapter]:
+    """Return a record without the adapter of the site's cluster, and that adapter; empty where none came.
+
+    Args:
+        record: What arrived.
+        spec: Of the adapter.
+        where: As of `fedtune.updates.codec.from_arrays`.
+
+    Raises:
+        UpdateError: FT501 to FT505, as of `fedtune.updates.codec.from_arrays`.
+    """
+    own = {name.removeprefix(_OWN): record[name] for name in record if name.startswith(_OWN)}
+    if not own:
+        return record, {}
+    rest = ArrayRecord({name: record[name] for name in record if not name.startswith(_OWN)})
+    return rest, from_arrays(ArrayRecord(own), spec, FACTORS, where=f"{where}, the cluster's adapter")
 
 
 def received(

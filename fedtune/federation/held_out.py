@@ -8,7 +8,7 @@ from flwr.app import Message
 
 from fedtune.aggregation.carrying import Carried
 from fedtune.federation.dialogue import Dialogue
-from fedtune.federation.downlink import downlink
+from fedtune.federation.downlink import downlink_to_test
 from fedtune.federation.replies import require_own
 from fedtune.federation.wire import EvaluateReply, EvaluateRequest
 from fedtune.models.adapter import Adapter
@@ -38,7 +38,8 @@ def losses_at_sites(
         sites: The way to them.
         round_number: Round after which the adapter is; 0 for the start.
         adapter: The global adapter.
-        carried: What the aggregation method remembers; a side-car among it travels.
+        carried: What the aggregation method remembers; a side-car among it travels, and to each site the
+            adapter of its cluster.
     """
 
     def accept(name: str, reply: EvaluateReply, _: Message) -> None:
@@ -64,7 +65,7 @@ def losses_at_sites(
         EvaluateRequest(round=round_number),
         to=sorted(sites.nodes),
         expect=EvaluateReply,
-        arrays=downlink(adapter, carried),
+        arrays=downlink_to_test(adapter, carried),
         accept=accept,
     )
     return {name: reply.loss for name, reply in sorted(replies.items()) if reply.loss is not None}

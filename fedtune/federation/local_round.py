@@ -16,7 +16,7 @@ from fedtune.data.seeds import derive_seed
 from fedtune.data.tokenize import TokenizedExample
 from fedtune.federation.control_memory import ControlMemory
 from fedtune.federation.controls import read_controls, with_change
-from fedtune.federation.downlink import GlobalModel, placed, received
+from fedtune.federation.downlink import GlobalModel, placed, received, with_own_apart
 from fedtune.federation.optimizer_memory import OptimizerMemory
 from fedtune.federation.own_factors import OwnFactors
 from fedtune.federation.personal import own_adapter, train_beside
@@ -59,18 +59,22 @@ def read_global(
         record: The arrays of the message.
         site: The site that received it.
         model: Its model.
-        factors: That the message asks to train; empty for an evaluation, with which no variates come.
+        factors: That the message asks to train; empty for an evaluation, with which no variates come, but
+            perhaps the adapter of the site's cluster.
         where: As of `fedtune.updates.codec.from_arrays`.
 
     Raises:
         UpdateError: FT501 to FT505, as of `fedtune.updates.codec.from_arrays`.
     """
     controls: Adapter = {}
+    own: Adapter = {}
+    if not factors and site.config.personal.name == "clusters":
+        record, own = with_own_apart(record, model.spec, where=where)
     if factors and site.config.training.control_variates:
         record, controls = read_controls(record, model.spec, factors, site.config.updates, where=where)
     has_side_car = method(site.config.aggregation.method).has_side_car
     adapter, side_car = received(record, model.spec, has_side_car=has_side_car, where=where)
-    return GlobalModel(adapter=adapter, side_car=side_car, controls=controls)
+    return GlobalModel(adapter=adapter, side_car=side_car, controls=controls, own=own)
 
 
 def fit(

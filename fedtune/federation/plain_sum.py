@@ -21,10 +21,10 @@ class PlainSum:
           attempt, and holds up those behind it until the last.
 
     Args:
-        add: Adds a site's update with its weight.
+        add: Adds the update of a site, given by its name, with its weight.
     """
 
-    def __init__(self, add: Callable[[Delta, float], None]) -> None:
+    def __init__(self, add: Callable[[str, Delta, float], None]) -> None:
         self.weights: dict[str, float] = {}
         self._add = add
         self._in_order = InOrder[Delta](self._pass)
@@ -62,6 +62,6 @@ class PlainSum:
         if self._broken is not None:
             return
         try:
-            self._add(delta, self.weights[name])
+            self._add(name, delta, self.weights[name])
         except UpdateError as error:
             self._broken = error

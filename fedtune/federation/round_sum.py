@@ -12,7 +12,7 @@ from fedtune.aggregation.control import apart
 from fedtune.aggregation.meter import ErrorMeter
 from fedtune.aggregation.weighting import normalised
 from fedtune.models.adapter import Adapter, AdapterSpec
-from fedtune.observability.events import RoundAggregated
+from fedtune.observability.events import Clustered, RoundAggregated
 from fedtune.training.delta import Delta
 
 __all__ = ["Concluded", "RoundSum"]
@@ -26,11 +26,13 @@ class Concluded:
         adapter: The new global adapter.
         carried: What the method remembers.
         event: For the record.
+        clustered: Likewise, where sites were grouped or joined a group.
     """
 
     adapter: Adapter
     carried: Carried
     event: RoundAggregated
+    clustered: Clustered | None = None
 
 
 class RoundSum:
@@ -52,8 +54,14 @@ class RoundSum:
         self._meter = ErrorMeter(spec, received) if measure else None
         self._seconds = 0.0
 
-    def add(self, delta: Delta, weight: float) -> None:
-        """Take one update into account; as of `fedtune.aggregation.base.Accumulator.add`."""
+    def add(self, delta: Delta, weight: float, *, site: str = "") -> None:
+        """Take one update into account; as of `fedtune.aggregation.base.Accumulator.add`.
+
+        Args:
+            delta: The update.
+            weight: Its weight.
+            site: Whose it is, which does not matter to one sum for all.
+        """
         started = time.perf_counter()
         self._accumulator.add(delta, weight)
         if self._meter is not None:

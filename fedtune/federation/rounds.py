@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedtune.aggregation.base import Aggregator
@@ -19,9 +19,10 @@ from fedtune.aggregation.control import as_controls
 from fedtune.config.schema import Config
 from fedtune.errors import FederationError, SecureAggregationError, UpdateError
 from fedtune.federation.checkpoint import Checkpoint, save_checkpoint
+from fedtune.federation.clustered_sum import ClusteredSum, ClusteringSum, begin_sum, makes_clusters
 from fedtune.federation.controls import read_controls, with_controls
 from fedtune.federation.dialogue import Dialogue
-from fedtune.federation.downlink import downlink
+from fedtune.federation.downlink import downlink, downlink_to_train
 from fedtune.federation.fine_tuning import fine_tune_at_sites
 from fedtune.federation.gate import Gate, ServerRows, median_loss
 from fedtune.federation.held_out import losses_at_sites, mean_loss
@@ -173,10 +174,10 @@ class Federation:
         updates that arrived are kept.
         """
         attempts = self.config.federation.round_attempts
-        total = self._begin_sum(adapter)
+        total = self._begin_sum(round_number, adapter)
 
-        def add(delta: Delta, weight: float) -> None:
-            total.add(read_uplink(self.config, delta, adapter), weight)
+        def add(site: str, delta: Delta, weight: float) -> None:
+            total.add(read_uplink(self.config, delta, adapter), weight, site=site)
 
         plain = PlainSum(add)
         for attempt in range(1, attempts + 1):
@@ -197,7 +198,7 @@ class Federation:
             if opened is None:
                 return adapter
             mean = Delta(tensors={name: opened.mean[name] for name in self.spec.names(request.factors)})
-            total.add(mean, 1.0)
+            total.add(mean, 1.0, site="")
             return self._concluded(total, round_number, opened.weights)
         raise AssertionError("the last attempt returns or raises")
 
@@ -206,6 +207,8 @@ class Federation:
     ) -> tuple[TrainRequest, tuple[str, ...]]:
         """Return what is asked, and of whom: those whose update arrived stay in the cohort."""
         count, members = self.config.federation.clients_per_round, self._members
+        if makes_clusters(self.config.personal, self._carried, round_number):
+            count = None
         if self.secure is not None:
             self.secure.renew()
             members.admit(self.secure.names)
@@ -267,11 +270,8 @@ class Federation:
             FederationError: FT607, too few have arrived.
             UpdateError: The method could not add an update.
         """
-        arrays = downlink(adapter, self._carried)
+        arrays = self._downlink(request, adapter)
         controlled = self.config.training.control_variates
-        if controlled:
-            arrays = with_controls(arrays, adapter, self._carried, self.spec, request.factors)
-        sent_bytes = wire_bytes(arrays)
         earlier = len(self._sites.failures)
         plain.expect(cohort)
 
@@ -290,7 +290,8 @@ class Federation:
             both = Delta(tensors=dict(delta.tensors) | as_controls(change))
             gone = {failure.client for failure in self._sites.failures[earlier:]} if last else ()
             plain.take(name, both, weight, gone=gone)
-            self._trained(name, reply, weight=weight, up=wire_bytes(record), down=sent_bytes, norm=delta.norm)
+            sent = wire_bytes(arrays(name))
+            self._trained(name, reply, weight=weight, up=wire_bytes(record), down=sent, norm=delta.norm)
 
         missing = [name for name in cohort if name not in plain.weights]
         self._sites.ask(
@@ -298,6 +299,14 @@ class Federation:
         )
         self._sites.require(request.round, plain.weights, self._quorum(cohort))
         plain.finish()
+
+    def _downlink(self, request: TrainRequest, adapter: Adapter) -> Callable[[str], ArrayRecord]:
+        """Return what each site receives to train, by its name."""
+        if not self.config.training.control_variates:
+            return downlink_to_train(adapter, self._carried)
+        arrays = downlink(adapter, self._carried)
+        arrays = with_controls(arrays, adapter, self._carried, self.spec, request.factors)
+        return lambda _: arrays
 
     def _trained(
         self, name: str, reply: TrainReply, *, weight: float, up: int, down: int, norm: float | None
@@ -307,15 +316,29 @@ class Federation:
             trained(name, reply, round_number=reply.round, weight=weight, up=up, down=down, norm=norm)
         )
 
-    def _begin_sum(self, adapter: Adapter) -> RoundSum:
-        measure = self.config.aggregation.error_meter
-        return RoundSum(self.aggregator, self.spec, adapter, self._carried, measure=measure)
+    def _begin_sum(self, round_number: int, adapter: Adapter) -> RoundSum | ClusteringSum | ClusteredSum:
+        return begin_sum(
+            self.aggregator,
+            self.spec,
+            adapter,
+            self._carried,
+            personal=self.config.personal,
+            round_number=round_number,
+            measure=self.config.aggregation.error_meter,
+        )
 
-    def _concluded(self, total: RoundSum, round_number: int, weights: Mapping[str, float]) -> Adapter:
+    def _concluded(
+        self,
+        total: RoundSum | ClusteringSum | ClusteredSum,
+        round_number: int,
+        weights: Mapping[str, float],
+    ) -> Adapter:
         """Record what a round came to, and return the new adapter."""
         done = total.conclude(round_number, weights)
         self._carried = done.carried
         self.run.events.append(done.event)
+        if done.clustered is not None:
+            self.run.events.append(done.clustered)
         return done.adapter
 
     def _finish_round(self, round_number: int, adapter: Adapter, *, evaluate: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
+from fedtune.observability.cluster_events import Clustered
 from fedtune.observability.event_base import STRICT, Count, Event, Measured, Positive, Seconds
 from fedtune.observability.preflight_events import DryRound, Preflight
 from fedtune.observability.robustness_events import BackdoorMeasured, GateJudged, GroupDropped
@@ -23,6 +24,7 @@ __all__ = [
     "ClientFailed",
     "ClientFineTuned",
     "ClientTrained",
+    "Clustered",
     "DryRound",
     "Event",
     "GateJudged",
@@ -338,6 +340,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         GroupDropped,
         SecureSum,
         RoundAggregated,
+        Clustered,
         GateJudged,
         ClientEvaluated,
         ClientFineTuned,

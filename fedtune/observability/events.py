@@ -33,6 +33,7 @@ from fedtune.observability.event_types import (
     ClientFailed,
     ClientFineTuned,
     ClientTrained,
+    Clustered,
     DryRound,
     Event,
     GateJudged,
@@ -64,6 +65,7 @@ __all__ = [
     "ClientFailed",
     "ClientFineTuned",
     "ClientTrained",
+    "Clustered",
     "DryRound",
     "DrySite",
     "Event",
@@ -215,7 +217,7 @@ def _identity(event: Event) -> tuple[object, ...]:
             key = (event.round, event.client)
         case ClientFailed():
             key = (event.round, event.client, event.stage)
-        case RoundStarted() | SecureSum() | RoundAggregated() | GateJudged() | RoundFinished():
+        case RoundStarted() | SecureSum() | RoundAggregated() | Clustered() | GateJudged() | RoundFinished():
             key = (event.round,)
         case GroupDropped():
             key = (event.round, event.group)

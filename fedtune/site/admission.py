@@ -240,6 +240,7 @@ def _require_deployment(given: Config) -> None:
 
 _OWN_MODELS: Final = {
     "ditto": "beside it as many steps for a model of this site's own, which stays here",
+    "clusters": "its updates are compared with other sites', and it gets the model of those that are alike",
     "fine_tuning": "after the last round steps for a model of this site's own, which stays here",
 }
 

@@ -31,6 +31,13 @@ SETTINGS = (
     ["asynchronous=fedbuff", "backend=deployment", "secagg=off"],
     ["backend=deployment", "secagg=off"],
     ["backend=deployment", "secagg=on"],
+    ["personal=clusters"],
+    ["personal=clusters", "secagg=on"],
+    ["personal=clusters", "defence=median"],
+    ["personal=clusters", "server_optimizer=fedavgm", "updates=int8", "updates.error_feedback=false"],
+    ["personal=clusters", "backend=deployment", "secagg=off"],
+    ["personal=ditto"],
+    ["personal=fine_tuning", "secagg=on"],
 )
 
 
@@ -127,6 +134,22 @@ def test_the_table_is_complete() -> None:
         (["aggregation=sketch", "updates=int4"], "a site sends sketches"),
         (["aggregation=svd", "updates=int8"], "into other coordinates every round"),
         (["aggregation=flora", "backend=deployment"], "does not count a side-car"),
+        (["personal=clusters", "personal.clusters=null"], "does not say how many"),
+        (["personal=clusters", "personal.clusters=7"], "6 clients, and 7 clusters need as many"),
+        (["personal=clusters", "personal.warm_up_rounds=4"], "made in round 5, and there are 4"),
+        (["personal.clusters=2"], "would be ignored: personal is none"),
+        (["personal=clusters", "aggregation=fedsa"], "models of their own already"),
+        (["personal=clusters", "aggregation=svd"], "there is no mean of deltas"),
+        (["personal=clusters", "secagg=on"], "secure aggregation shows their sum alone"),
+        (["personal=clusters", "defence=krum", "defence.byzantine=1"], "chooses by its update which cluster"),
+        (["personal=clusters", "gate=sites"], "and each cluster has its own"),
+        (
+            ["personal=clusters", "training=scaffold", "aggregation.weighting=uniform"],
+            "mean over the sites of one",
+        ),
+        (["personal=clusters", "aggregation.error_meter=true"], "error meter compares with the one"),
+        (["personal=clusters", "asynchronous=fedbuff", "speed=equal"], "sites have none in common"),
+        (["personal=clusters", "aggregation.site_ranks={a: 2}"], "site_ranks gives some a part of it"),
     ],
 )
 def test_other_combinations_that_cannot_be_are_refused_with_a_fix_that_can(

@@ -29,7 +29,7 @@ def test_attempts_at_the_same_cohort_add_in_the_order_of_the_names(
     answers: list[set[str]], random: Any
 ) -> None:
     added: list[tuple[str, float]] = []
-    total = PlainSum(lambda each, weight: added.append((name_of(each), weight)))
+    total = PlainSum(lambda name, each, weight: added.append((name + name_of(each), weight)))
     for attempt, answering in enumerate(answers, start=1):
         total.expect(NAMES)
         coming = [name for name in answering if name not in total.weights]
@@ -39,14 +39,14 @@ def test_attempts_at_the_same_cohort_add_in_the_order_of_the_names(
             total.take(name, delta(name), float(ord(name)), gone=gone)
     total.finish()
     arrived = sorted(set().union(*answers))
-    assert added == [(name, float(ord(name))) for name in arrived]
+    assert added == [(name + name, float(ord(name))) for name in arrived]
     assert list(total.weights) == arrived
 
 
 def test_an_update_that_cannot_be_added_is_laid_on_nobody() -> None:
     problem = Problem(code="FT507", what="no", where="here", fix="none")
 
-    def refuse(each: Delta, _: float) -> None:
+    def refuse(_: str, each: Delta, weight: float) -> None:
         raise UpdateError(problem)
 
     total = PlainSum(refuse)

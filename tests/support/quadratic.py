@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 
 from fedtune.config.compose import compose
 from fedtune.config.schema import Config
+from fedtune.federation.downlink import with_own_apart
 from fedtune.federation.wire import (
     EvaluateReply,
     EvaluateRequest,
@@ -33,6 +34,8 @@ SPEC = AdapterSpec(
 STEP = 0.25
 
 Asked = Callable[[int, TrainRequest], None]
+Update = Callable[[int, Adapter, int], Adapter]
+Loss = Callable[[int, Adapter], float]
 
 
 def own_pace(*overrides: str, **seconds: float) -> Config:
@@ -57,16 +60,30 @@ def update_of(number: int, received: Adapter, training: int) -> Adapter:
     return {name: np.float32(STEP) * (centre - tensor) for name, tensor in received.items()}
 
 
-def quadratic_client(asked: Asked = lambda *_: None) -> ClientApp:
+def loss_of(number: int, received: Adapter) -> float:
+    return sum(float(np.sum((tensor - (number + 1)) ** 2)) for tensor in received.values())
+
+
+def quadratic_client(
+    asked: Asked = lambda *_: None,
+    *,
+    update: Update = update_of,
+    loss: Loss = loss_of,
+    numbers: Sequence[int] | None = None,
+) -> ClientApp:
     """Sites of 4, 8, 12, … examples that train as `update_of` says.
 
     Args:
         asked: Told of every request to train before it is answered; what it raises, the site does.
+        update: What a site makes of an adapter in a round.
+        loss: Of a site, of an adapter.
+        numbers: The site at each node; None for their order.
     """
     app = ClientApp()
 
     def number_of(context: Context) -> int:
-        return int(context.node_config["partition-id"])
+        partition = int(context.node_config["partition-id"])
+        return partition if numbers is None else numbers[partition]
 
     def hello(message: Message, context: Context) -> Message:
         number = number_of(context)
@@ -92,7 +109,7 @@ def quadratic_client(asked: Asked = lambda *_: None) -> ClientApp:
         number, request = number_of(context), parse(message, TrainRequest)
         asked(number, request)
         received = from_arrays(arrays_of(message), SPEC, FACTORS, where="test")
-        update = update_of(number, received, request.round)
+        made = update(number, received, request.round)
         reply = TrainReply(
             site=f"site{number}",
             round=request.round,
@@ -106,17 +123,18 @@ def quadratic_client(asked: Asked = lambda *_: None) -> ClientApp:
             finished=time.time(),
             peak_memory_mib=1.0,
         )
-        tensors = {name: Array(update[name]) for name in SPEC.names(request.factors)}
+        tensors = {name: Array(made[name]) for name in SPEC.names(request.factors)}
         return Message(content(reply, ArrayRecord(tensors)), reply_to=message)
 
     def evaluate(message: Message, context: Context) -> Message:
         number, request = number_of(context), parse(message, EvaluateRequest)
-        received = from_arrays(arrays_of(message), SPEC, FACTORS, where="test")
-        far = sum(float(np.sum((tensor - (number + 1)) ** 2)) for tensor in received.values())
+        record, own = with_own_apart(arrays_of(message), SPEC, where="test")
+        received = from_arrays(record, SPEC, FACTORS, where="test")
         reply = EvaluateReply(
             site=f"site{number}",
             round=request.round,
-            loss=far,
+            loss=loss(number, received),
+            personal_loss=loss(number, own) if own else None,
             tokens=3,
             examples=1,
             started=time.time(),
