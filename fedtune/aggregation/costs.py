@@ -63,7 +63,8 @@ def costs(config: Config, spec: AdapterSpec, clients: int) -> Costs:
     sizes = [[prod(sent.shapes[name]) for name in sent.names(factors)] for factors in known.schedule]
     beside = _side_car_parameters(config, known, spec, clients)
     variates = travelling if config.training.control_variates else 0
-    streams = (known.summable or known.sketches) and config.defence.name == "none"
+    clustered = config.personal.name == "clusters"
+    streams = (known.summable or known.sketches) and config.defence.name == "none" and not clustered
     held = 2 * _DOUBLE * travelling + itemsize * travelling if streams else clients * itemsize * travelling
     flops, scratch = _work(config, known, spec, clients, travelling)
     return Costs(
@@ -74,6 +75,7 @@ def costs(config: Config, spec: AdapterSpec, clients: int) -> Costs:
         server_flops=flops,
         server_memory_bytes=held
         + scratch
+        + (config.personal.clusters or 0) * spec.nbytes()
         + _STATES[config.server_optimizer.name] * _DOUBLE * spec.parameters()
         + 2 * _DOUBLE * variates,
         streams=streams,
@@ -97,6 +99,10 @@ def _work(config: Config, known: Method, spec: AdapterSpec, clients: int, travel
         width = config.aggregation.sketch_width or rank
         flops += sum(8 * out * width**2 + 4 * into * width**2 + 22 * width**3 for out, into in layers)
         scratch = max(3 * _DOUBLE * (out + into) * width for out, into in layers)
+    if config.personal.name == "clusters":  # once: two Gram matrices of all sites' factors for each layer
+        inner = 2 * clients * rank
+        flops += sum(2 * (out + into) * inner**2 for out, into in layers)
+        scratch += max(_DOUBLE * ((out + into) * inner + 3 * inner**2) for out, into in layers)
     if config.defence.name != "none":
         pairs = clients * clients if config.defence.name in {"krum", "multi_krum", "bulyan"} else clients
         flops += 3 * pairs * travelling

@@ -61,7 +61,7 @@ def model_card(summary: Mapping[str, Any], config: Config) -> str:
         _sites(summary),
         _rounds(summary),
         _failures(summary),
-        _limits(config),
+        _limits(summary, config),
         _data(config),
         _origin(summary, config),
     ]
@@ -147,6 +147,9 @@ def _quantization(config: Config) -> list[tuple[str, str]]:
 
 def _sites(summary: Mapping[str, Any]) -> str:
     better = {True: "yes", False: "no", None: _NOT_MEASURED}
+    whose = "the site's own model, which it keeps"
+    if summary["clusters"] is not None:
+        whose = "the model of the site's cluster"
     keys = ["base", "federated", "local", "centralized"]
     if any(site["personalised"] is not None for site in summary["sites"].values()):
         keys.insert(2, "personalised")
@@ -165,8 +168,8 @@ def _sites(summary: Mapping[str, Any]) -> str:
     return (
         "## Sites\n\n"
         "Held-out loss in nats per response token: of the base, of this adapter, of an adapter trained at "
-        "the site alone, and of one trained on all data in one place; personalised is the site's own model, "
-        "which it keeps.\n\n" + _table(header, rows)
+        "the site alone, and of one trained on all data in one place; personalised is "
+        f"{whose}.\n\n" + _table(header, rows)
     )
 
 
@@ -196,7 +199,7 @@ def _failures(summary: Mapping[str, Any]) -> str:
     return "## Failures\n\n" + _table(("round", "client", "while", "code", "reason"), rows)
 
 
-def _limits(config: Config) -> str:
+def _limits(summary: Mapping[str, Any], config: Config) -> str:
     limits = [
         "It was trained without differential privacy: it may repeat what it saw. Share it only with whom the "
         "training data may be shared.",
@@ -206,6 +209,11 @@ def _limits(config: Config) -> str:
         limits.append(
             "It is the shared half alone, with B = 0, and computes what the base does: each site's own model "
             "is in the folder personal beside this one. Losses above are those of the sites' own models."
+        )
+    if summary["clusters"] is not None:
+        limits.append(
+            "It is the mean of the adapters of clusters of sites, for a site that is in none of them. "
+            "Theirs are in the folder clusters beside this one."
         )
     if config.model.quantization != "none":
         limits.append(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import fedtune
 from fedtune.aggregation.carrying import side_car_of
+from fedtune.aggregation.clusters import clusters_of
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_to_json, config_to_yaml
 from fedtune.errors import FedtuneError, Problem, RunError
@@ -162,6 +163,8 @@ class RunSession:
         target = self.run.path / "adapter"
         save_global(final.adapter, side_car_of(final.carried), spec, self.config, target)
         write_model_card(target, summary, self.config)
+        for number, cluster in enumerate(clusters_of(final.carried), 1):
+            save_global(cluster.adapter, {}, spec, self.config, self.run.path / "clusters" / str(number))
 
     def _report(self) -> None:
         write_report(self.run.events.path, self.run.path / "report.html")

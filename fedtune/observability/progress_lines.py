@@ -8,6 +8,7 @@ from fedtune.observability.events import (
     BaselineFinished,
     ClientFailed,
     ClientTrained,
+    Clustered,
     DryRound,
     Event,
     GateJudged,
@@ -55,6 +56,8 @@ def event_text(event: Event, state: ProgressState) -> str:
             text = "; ".join(event.lines)
         case SecureSum():
             text = f"{round_text(event.round, state)}  {_secure(event)}"
+        case Clustered():
+            text = f"{round_text(event.round, state)}  {_clusters(event)}"
         case RoundFinished():
             text = _finished(event, state)
         case BaselineFinished():
@@ -120,6 +123,12 @@ def _secure(event: SecureSum) -> str:
     if not event.opened:
         return f"BURNT: {event.reason}; going on from the adapter before it"
     return f"secure sum of {len(event.clients)} sites opened in {wording.seconds(event.seconds)}"
+
+
+def _clusters(event: Clustered) -> str:
+    groups = "; ".join(f"{number}: {', '.join(names)}" for number, names in enumerate(event.clusters, 1))
+    who = "clusters made" if event.merge_distances else f"{wording.listing(event.joined)} joined a cluster"
+    return f"{who}: {groups}"
 
 
 def _rest(event: Event, state: ProgressState) -> str:

@@ -30,6 +30,7 @@ from fedtune.observability.events import (
     read_events,
 )
 from fedtune.observability.markup import Markup, el, join
+from fedtune.observability.report.clusters import clusters
 from fedtune.observability.report.comparison import comparison, head, key_figures
 from fedtune.observability.report.cost import cost, failures
 from fedtune.observability.report.learning import curves, data
@@ -73,6 +74,7 @@ def render_report(events: Iterable[Event]) -> str:
         head(summary, answer),
         key_figures(summary),
         comparison(summary),
+        clusters(summary),
         failures(summary),
         curves(summary),
         data(sites, summary["skipped_rows"]),

@@ -31,7 +31,8 @@ def round_table(kept: Iterable[Event]) -> list[dict[str, Any]]:
 
     Returns:
         Rows with ``round``, ``finished``, ``clients`` (those whose delta counted), ``failed``, ``factors``,
-        ``held_out_loss`` (mean over the sites evaluated), ``held_out_losses`` (by site), ``loss_before`` and
+        ``held_out_loss`` (mean over the sites evaluated), ``held_out_losses`` (by site),
+        ``personal_loss`` (mean over the sites that say one, of their own models), ``loss_before`` and
         ``loss_after`` (training loss, means over clients), ``aggregation_error``, ``exact``, ``staleness``
         (of each update, where sites train at their own pace), ``virtual_seconds`` (when it was aggregated, by
         a simulation's virtual clock), ``tokens``,
@@ -88,6 +89,7 @@ def _row(number: int, events: Sequence[Event]) -> dict[str, Any]:
         "factors": list(started.factors) if started else [],
         "held_out_loss": mean(event.loss for event in evaluated),
         "held_out_losses": {event.client: event.loss for event in evaluated},
+        "personal_loss": mean(event.personal_loss for event in evaluated if event.personal_loss is not None),
         "loss_before": mean(event.loss_before for event in trained),
         "loss_after": mean(event.loss_after for event in trained),
         "aggregation_error": aggregated.aggregation_error if aggregated else None,

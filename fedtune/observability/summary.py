@@ -25,6 +25,7 @@ from fedtune.observability.events import (
     ClientEvaluated,
     ClientFailed,
     ClientTrained,
+    Clustered,
     Event,
     GateJudged,
     GroupDropped,
@@ -72,6 +73,7 @@ def summarise(events: Iterable[Event]) -> dict[str, Any]:
         "overhead_fraction": overhead_fraction(recorded),
         **_losses(kept),
         **_aggregation(kept),
+        "clusters": _clusters(kept),
         **_pace(kept),
         **_work(kept),
         **_secure(kept),
@@ -173,6 +175,20 @@ def _aggregation(kept: Sequence[Event]) -> dict[str, Any]:
         "aggregation_error": max((error for error in errors if error is not None), default=None),
         "aggregation_errors": errors,
         "exact": all(event.exact for event in aggregated) if aggregated else None,
+    }
+
+
+def _clusters(kept: Sequence[Event]) -> dict[str, Any] | None:
+    told = _of(kept, Clustered)
+    if not told:
+        return None
+    formed = told[0]
+    return {
+        "round": formed.round,
+        "members": [list(names) for names in told[-1].clusters],
+        "similarity_within": formed.similarity_within,
+        "similarity_between": formed.similarity_between,
+        "merge_distances": list(formed.merge_distances),
     }
 
 

@@ -100,6 +100,9 @@ def _cost(summary: Mapping[str, Any]) -> Table:
     if summary["dropped_groups"]:
         dropped = (f"{each['group']} in round {each['round']}" for each in summary["dropped_groups"])
         rows["groups without a sum"] = ", ".join(dropped)
+    if summary["clusters"]:
+        sizes = wording.listing([str(len(names)) for names in summary["clusters"]["members"]])
+        rows["clusters"] = f"of {sizes} sites, made in round {summary['clusters']['round']}"
     if summary["rolled_back_rounds"]:
         rows["taken back by the gate"] = "rounds " + ", ".join(map(str, summary["rolled_back_rounds"]))
     backdoor = summary["backdoor"]

@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 from support.adapters import random_adapter, small_spec
 
 from fedtune.aggregation.carrying import as_carried
+from fedtune.aggregation.clusters import Cluster, clusters_as_carried, clusters_of
 from fedtune.errors import UpdateError
-from fedtune.federation.downlink import downlink, received
+from fedtune.federation.downlink import (
+    downlink,
+    downlink_to_test,
+    downlink_to_train,
+    received,
+    with_own_apart,
+)
 from fedtune.updates.codec import to_arrays
 
 SPEC = small_spec(((5, 7), (3, 4)), rank=2)
@@ -87,3 +94,64 @@ def test_whatever_arrives_is_an_adapter_or_an_update_error(
     assert {name: value.shape for name, value in adapter.items()} == dict(SPEC.shapes)
     assert not side_car or side_car.keys() == SPEC.shapes.keys()
     assert all(np.isfinite(value).all() for value in (*adapter.values(), *side_car.values()))
+
+
+def two_clusters() -> tuple[Cluster, Cluster]:
+    return tuple(
+        Cluster(adapter=random_adapter(SPEC, seed), state={"momentum/x/y": np.ones(2)}, members=members)
+        for seed, members in ((1, {"a/b": 4.0, "ear": 0.0}), (2, {"heart": 2.5}))
+    )  # type: ignore[return-value]
+
+
+def test_clusters_are_remembered_as_they_were() -> None:
+    clusters = two_clusters()
+    found = clusters_of({"momentum/z": np.ones(1), **clusters_as_carried(clusters)})
+    for each, was in zip(found, clusters, strict=True):
+        assert each.members == was.members
+        assert each.state.keys() == was.state.keys()
+        assert list(each.adapter) == list(was.adapter)
+        for name, tensor in was.adapter.items():
+            np.testing.assert_array_equal(each.adapter[name], tensor)
+    assert clusters_of({}) == ()
+
+
+@pytest.mark.parametrize(("site", "cluster"), [("a/b", 0), ("heart", 1), ("eye", None)])
+def test_a_site_gets_its_clusters_adapter_to_train_and_both_to_test(site: str, cluster: int | None) -> None:
+    whole, clusters = random_adapter(SPEC, 0), two_clusters()
+    carried = clusters_as_carried(clusters)
+    own = None if cluster is None else clusters[cluster].adapter
+    trains, _ = received(downlink_to_train(whole, carried)(site), SPEC, has_side_car=False, where="test")
+    rest, tested = with_own_apart(downlink_to_test(whole, carried)(site), SPEC, where="test")
+    tests, _ = received(rest, SPEC, has_side_car=False, where="test")
+    for found, wanted in ((trains, own or whole), (tests, whole), (tested, own or {})):
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            np.testing.assert_array_equal(found[name], tensor)
+
+
+own_names = st.sampled_from([*SPEC.shapes, *(f"own/{name}" for name in SPEC.shapes), "own/", "own/x", "x"])
+
+
+@given(st.dictionaries(own_names, strange_arrays, max_size=6), st.booleans())
+def test_whatever_arrives_beside_the_global_adapter_is_one_more_or_an_update_error(
+    strange: dict[str, Array], over_good: bool
+) -> None:
+    to = downlink_to_test(random_adapter(SPEC, 0), clusters_as_carried(two_clusters()))
+    record = to("heart") if over_good else ArrayRecord()
+    for name, array in strange.items():
+        record[name] = array
+    refused: set[str] = set()
+    own = dict[str, np.ndarray]()
+    try:
+        rest, own = with_own_apart(record, SPEC, where="fuzz")
+        assert not any(name.startswith("own/") for name in rest)
+    except UpdateError as error:
+        refused = {problem.code for problem in error.problems}
+    assert refused <= {f"FT50{digit}" for digit in range(1, 6)}
+    assert not own or {name: value.shape for name, value in own.items()} == dict(SPEC.shapes)
+    assert all(np.isfinite(value).all() for value in own.values())
+
+
+def test_a_run_without_clusters_refuses_an_adapter_of_one() -> None:
+    record = downlink_to_test(random_adapter(SPEC, 0), clusters_as_carried(two_clusters()))("heart")
+    assert codes(record) == {"FT501"}

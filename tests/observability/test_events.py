@@ -25,6 +25,7 @@ from fedtune.observability.events import (
     BackdoorMeasured,
     ClientEvaluated,
     ClientFineTuned,
+    Clustered,
     Event,
     EventLog,
     GateJudged,
@@ -64,8 +65,12 @@ def test_every_event_type_comes_back_equal_from_its_line() -> None:
         right_loss=2.5, seconds=1.5,
     )  # fmt: skip
     back = GateJudged(round=2, passed=False, reason="worse", loss=3.0, last_good_loss=2.0, last_good_round=1)
+    grouped = Clustered(
+        round=2, clusters=(("a", "b"), ("c",)), joined=("a", "b", "c"), similarity_within=0.5,
+        similarity_between=None, merge_distances=(1.5, 0.5),
+    )  # fmt: skip
     gone = GroupDropped(round=2, group="g", clients=("a",), code="FT908", reason="too few")
-    events = [*synthetic_run(secure=True, preflight=True), missed, tuned, fired, back, gone]
+    events = [*synthetic_run(secure=True, preflight=True), missed, tuned, fired, back, gone, grouped]
     assert {type(event) for event in events} == set(EVENT_TYPES.values())
     assert [parse_event(event_line(event)) for event in events] == events
 

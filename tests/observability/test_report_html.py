@@ -17,6 +17,8 @@ from support.synthetic_run import SITES, synthetic_run
 
 from fedtune.errors import RunError
 from fedtune.observability.events import (
+    ClientEvaluated,
+    Clustered,
     Event,
     EventLog,
     RunFinished,
@@ -24,6 +26,8 @@ from fedtune.observability.events import (
     Sites,
     Split,
 )
+from fedtune.observability.progress_lines import event_text
+from fedtune.observability.progress_state import ProgressState
 from fedtune.observability.report_html import render_report, write_report
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=fail()>"
@@ -129,6 +133,31 @@ def test_everything_a_person_should_see_is_there() -> None:
         assert words in page.text, words
     for name in SITES:
         assert page.text.count(name) > 5
+
+
+def test_clusters_are_shown_with_their_members_and_what_they_gave_them() -> None:
+    events = [
+        replace(event, personal_loss=event.loss - 0.25)
+        if isinstance(event, ClientEvaluated) and event.round and event.loss is not None
+        else event
+        for event in synthetic_run()
+    ]
+    names = [each.name for event in events if isinstance(event, Sites) for each in event.sites]
+    made = Clustered(
+        round=2, clusters=(tuple(names[:2]), tuple(names[2:])), joined=tuple(names), similarity_within=0.5,
+        similarity_between=-0.25, merge_distances=(1.5, 0.75, 0.5, 0.25, 0.25),
+    )  # fmt: skip
+    page = render_report([*events, made])
+    section = page[page.index("<h2>Clusters</h2>") :].partition("</section>")[0]
+    for said in ("+0.50", "−0.25", "distance of 1.50", "at 0.75", " and ".join(names[:2])):
+        assert said in section
+    assert "Each site&#x27;s cluster" in page or "Each site's cluster" in page
+    assert "Own models" in page
+    assert "<h2>Clusters</h2>" not in render_report(events)
+    state = ProgressState()
+    assert "round 2  clusters made: 1: Nervous system, Skeletal system; 2: Eye" in event_text(made, state)
+    later = replace(made, joined=("Ear",), merge_distances=())
+    assert "Ear joined a cluster: 1: " in event_text(later, state)
 
 
 def test_every_picture_has_a_name_and_its_numbers_in_a_table() -> None:

@@ -100,8 +100,9 @@ def comparison(summary: Summary) -> Markup | None:
     sites: Mapping[str, Mapping[str, Any]] = summary["sites"]
     if not any(site["base"] is not None for site in sites.values()):
         return None
+    names = KINDS | ({"personalised": "each site's cluster"} if summary["clusters"] else {})
     kinds = {
-        kind: name for kind, name in KINDS.items() if any(site[kind] is not None for site in sites.values())
+        kind: name for kind, name in names.items() if any(site[kind] is not None for site in sites.values())
     }
     rows = _rows(summary, kinds)
     pictures = []

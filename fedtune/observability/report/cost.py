@@ -154,6 +154,7 @@ def _memory(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    own = any(row["personal_loss"] is not None for row in rows)
     late = any(row["staleness"] for row in rows)
     virtual = any(row["virtual_seconds"] is not None for row in rows)
 
@@ -166,6 +167,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Markup:
             wording.listing(row["failed"]) or wording.ABSENT,
             "\u00a0and\u00a0".join(row["factors"]) or wording.ABSENT,
             wording.loss(row["held_out_loss"]),
+            *([wording.loss(row["personal_loss"])] if own else []),
             f"{wording.loss(row['loss_before'])} → {wording.loss(row['loss_after'])}"
             if row["clients"]
             else wording.ABSENT,
@@ -180,8 +182,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Markup:
     return table(
         "All rounds",
         [
-            "Round", "Sites counted", "Failed", "Factors", "Held-out loss", "Training loss",
-            "Aggregation error", "Sent up", "Tokens/s", "Time",
+            "Round", "Sites counted", "Failed", "Factors", "Held-out loss", *(["Own models"] if own else []),
+            "Training loss", "Aggregation error", "Sent up", "Tokens/s", "Time",
             *(["Staleness"] if late else []), *(["Virtual time"] if virtual else []),
         ],
         [cells(row) for row in rows],
