@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from study_model import lower_layers_remembered, prepare
+from study_picture import picture
 from study_tables import (
     Figures,
     attack_table,
     choice_table,
     figures_of,
     pairs_table,
-    picture,
     summed_up,
     table,
 )

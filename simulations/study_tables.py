@@ -1,4 +1,4 @@
-"""What the runs of the aggregation study add up to: means, intervals, differences, tables and a picture."""
+"""What the runs of the aggregation study add up to: means, intervals, differences and tables."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedtune.observability.charts.rows import Bar, Row, grouped_rows
-
 __all__ = [
     "Figures",
+    "Results",
     "attack_table",
     "choice_table",
+    "differences",
     "figures_of",
     "interval",
     "pairs_table",
-    "picture",
     "summed_up",
     "table",
 ]
@@ -26,14 +25,6 @@ Results = Mapping[str, Mapping[str, Any]]
 
 _STUDENT_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
 _NORMAL_95 = 1.959964
-_STYLES = {"0.1": "local", "0.5": "federated", "iid": "centralized"}
-_STYLE = (
-    "<style>svg { background: #fff; font-family: sans-serif; } text { fill: #223; font-size: 13px; } "
-    "text.tick, text.axis, text.value { fill: #566; font-size: 11px; } .grid { stroke: #ddd; } "
-    ".zero { stroke: #566; } .local { fill: #d08a3c; } .federated { fill: #14706c; } "
-    ".centralized { fill: #7e93b8; } text.name { fill: #223; }</style>"
-)
-"""The report's colours, for a picture that stands alone."""
 
 
 def figures_of(summary: Mapping[str, Any], seconds: float) -> Figures:
@@ -116,24 +107,25 @@ def pairs_table(results: Results, reference: str = "fedavg") -> str:
         "|---" * (6 + len(splits)) + "|",
     ]
     for method in methods:
-        paired = _differences(results, method, reference)
-        differences = [value for _, values, _ in paired for value in values]
-        if not differences:
+        paired = differences(results, method, reference)
+        every = [value for _, values, _ in paired for value in values]
+        if not every:
             continue
-        spread = interval(differences)
+        spread = interval(every)
         parts = [[value for split, values, _ in paired if split == wanted for value in values]
                  for wanted in splits]  # fmt: skip
         lines.append(
-            f"| `{method}` | {statistics.fmean(differences):+.3f} "
-            f"| {'' if spread is None else f'{spread:.3f}'} | {len(differences)} "
-            f"| {sum(value < 0 for value in differences)} | "
+            f"| `{method}` | {statistics.fmean(every):+.3f} "
+            f"| {'' if spread is None else f'{spread:.3f}'} | {len(every)} "
+            f"| {sum(value < 0 for value in every)} | "
             + " | ".join(f"{statistics.fmean(part):+.3f}" if part else "" for part in parts)
             + f" | {statistics.fmean(ratio for _, _, ratio in paired):.2f} |"
         )
     return "\n".join([*lines, ""])
 
 
-def _differences(results: Results, method: str, reference: str) -> list[tuple[str, list[float], float]]:
+def differences(results: Results, method: str, reference: str) -> list[tuple[str, list[float], float]]:
+    """Return for each setting: its split, each run's loss less the reference's, and the ratio of bytes up."""
     found = []
     for key, one in results.items():
         setting, _, name = key.rpartition("/")
@@ -170,34 +162,3 @@ def choice_table(results: Mapping[str, Mapping[str, float]]) -> str:
         cells = [shown.get(rate, "") for rate in rates]
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
-
-
-def picture(results: Results) -> str:
-    """Return the gains as an SVG: a group of bars for each method, a bar for each split."""
-    methods = dict.fromkeys(key.rpartition("/")[2] for key in results)
-    rows = [
-        Row(
-            name=method,
-            bars=tuple(
-                Bar(name=split, value=statistics.fmean(gains), style=style)
-                for split, style in _STYLES.items()
-                if (gains := [
-                    one["gain"] for key, one in results.items()
-                    if key.startswith(f"{split}/") and key.endswith(f"/{method}")
-                ])
-            ),
-        )
-        for method in methods
-    ]  # fmt: skip
-    drawn = str(
-        grouped_rows(
-            rows,
-            width=760,
-            label="Gain in held-out loss of every method on every split, mean over clients, ranks and seeds",
-            x_label="held-out loss of the base model less that of the federated, nats per response token",
-            format_=lambda value: f"{value:.3f}",
-            names_above=True,
-        )
-    )
-    opening, mark, rest = drawn.partition(">")
-    return f"{opening}{mark}{_STYLE}{rest}"

@@ -58,15 +58,24 @@ def test_figures_are_means_over_seeds(tables: ModuleType) -> None:
     assert (alone["gain_interval"], alone["error"]) == (None, None)
 
 
-def test_tables_and_picture_show_every_result(tables: ModuleType) -> None:
+def test_the_table_shows_every_result(tables: ModuleType) -> None:
     found = tables.summed_up([one_run(tables, loss) for loss in (2.0, 2.2)])
     results = {"0.1/10/4/fedavg": found, "0.1/10/4/svd": found, "iid/10/4/fedavg": found}
     lines = tables.table(results).splitlines()
     assert len(lines) == 5
     assert lines[2] == "| 0.1 | 10 | 4 | `fedavg` | 2.100 | 0.900 | 1.271 | 2.5e-01 | 1024 | 2048 | 6 |"
-    picture = tables.picture(results)
-    assert picture.startswith("<svg")
-    assert picture.count("0.900") >= 3
+
+
+def test_the_picture_has_a_dot_for_each_run_and_the_mean_of_each_method(tables: ModuleType) -> None:
+    plain = tables.summed_up([one_run(tables, loss) for loss in (2.0, 2.2)])
+    worse = tables.summed_up([one_run(tables, loss) for loss in (2.1, 2.4)])
+    results = {f"{split}/10/4/fedavg": plain for split in ("0.1", "iid")}
+    results |= {f"{split}/10/4/svd": worse for split in ("0.1", "iid")}
+    drawn = importlib.import_module("study_picture").picture(results)
+    assert drawn.startswith("<svg")
+    assert drawn.count("run local") == 1 + 2
+    assert drawn.count("run centralized") == 1 + 2
+    assert "svd: +0.150 ± 0.092 in 4 runs" in drawn
 
 
 def test_methods_are_compared_run_by_run_of_like_setting_and_seed(tables: ModuleType) -> None:
