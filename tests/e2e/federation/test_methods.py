@@ -15,7 +15,7 @@ from fedtune.config.compose import compose
 from fedtune.federation.own_factors import personal_folder
 from fedtune.models.adapted import adapter_spec
 from fedtune.models.adapter import initial_adapter
-from fedtune.observability.events import ClientTrained, GateJudged, RoundAggregated
+from fedtune.observability.events import ClientTrained, Clustered, GateJudged, RoundAggregated, read_events
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -88,6 +88,30 @@ def test_each_site_has_the_model_of_its_own_that_a_simulation_gives_it(
             np.testing.assert_array_equal(own[tensor], values, strict=True)
         others = load_file(personal_folder(run, next(each for each in SITES if each != site)) / WEIGHTS)
         assert any(not np.array_equal(own[tensor], others[tensor]) for tensor in own)
+
+
+def test_each_site_has_the_model_of_its_cluster_that_a_simulation_gives_it(
+    federation: CliFederation, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    clusters = ("personal=clusters", "personal.warm_up_rounds=0")
+    run = deployed_and_simulated(federation, tiny_model_dir, tmp_path, "clusters", *clusters)
+    told, wanted = (
+        [event.clusters for event in events if isinstance(event, Clustered)]
+        for events in (federation.events("clusters"), read_events(run / "rounds.jsonl"))
+    )
+    assert told == wanted
+    assert sorted(len(members) for members in told[0]) == [1, len(SITES) - 1]
+    for number, members in enumerate(told[0], 1):
+        expected = load_file(run / "clusters" / str(number) / WEIGHTS)
+        at_coordinator = federation.coordinator.runs / "clusters" / "clusters" / str(number)
+        at_sites = [
+            federation.sites[site].path / "state" / "runs" / "clusters" / "personal" for site in members
+        ]
+        for folder in (at_coordinator, *at_sites):
+            found = load_file(folder / WEIGHTS)
+            assert found.keys() == expected.keys()
+            for tensor, values in expected.items():
+                np.testing.assert_array_equal(found[tensor], values, strict=True)
 
 
 def test_a_gate_takes_back_a_round_that_moved_too_far(
