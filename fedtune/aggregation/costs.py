@@ -15,7 +15,7 @@ from math import prod
 
 import numpy as np
 
-from fedtune.config.derived import update_bytes
+from fedtune.config.derived import rounds_a_training, schedule_of, update_bytes
 from fedtune.config.methods import Method, method
 from fedtune.config.schema import Config
 from fedtune.models.adapter import AdapterSpec
@@ -37,6 +37,7 @@ class Costs:
         server_flops: Of aggregation.
         server_memory_bytes: Of aggregation, at most, beside the global adapter.
         streams: Whether that memory stays the same with any number of clients.
+        rounds: That one training takes; the numbers above are means over them.
     """
 
     clients: int
@@ -45,6 +46,7 @@ class Costs:
     server_flops: int
     server_memory_bytes: int
     streams: bool
+    rounds: int
 
 
 def costs(config: Config, spec: AdapterSpec, clients: int) -> Costs:
@@ -59,12 +61,14 @@ def costs(config: Config, spec: AdapterSpec, clients: int) -> Costs:
     itemsize = np.dtype(spec.dtype).itemsize
     width = config.aggregation.sketch_width if known.sketches else None
     sent = spec if width is None else spec.with_rank(width)
-    travelling = sum(sent.parameters(factors) for factors in known.schedule) // len(known.schedule)
-    sizes = [[prod(sent.shapes[name]) for name in sent.names(factors)] for factors in known.schedule]
+    schedule = schedule_of(config)
+    travelling = sum(sent.parameters(factors) for factors in schedule) // len(schedule)
+    sizes = [[prod(sent.shapes[name]) for name in sent.names(factors)] for factors in schedule]
     beside = _side_car_parameters(config, known, spec, clients)
     variates = travelling if config.training.control_variates else 0
     clustered = config.personal.name == "clusters"
-    streams = (known.summable or known.sketches) and config.defence.name == "none" and not clustered
+    sums = known.summable or known.sketches or config.secagg.enabled
+    streams = sums and config.defence.name == "none" and not clustered
     held = 2 * _DOUBLE * travelling + itemsize * travelling if streams else clients * itemsize * travelling
     flops, scratch = _work(config, known, spec, clients, travelling)
     return Costs(
@@ -79,6 +83,7 @@ def costs(config: Config, spec: AdapterSpec, clients: int) -> Costs:
         + _STATES[config.server_optimizer.name] * _DOUBLE * spec.parameters()
         + 2 * _DOUBLE * variates,
         streams=streams,
+        rounds=rounds_a_training(config),
     )
 
 
@@ -92,6 +97,9 @@ def _work(config: Config, known: Method, spec: AdapterSpec, clients: int, travel
         inner = clients * rank + (_side_car_rank(config, spec, clients) if known.has_side_car else 0)
         flops += sum(4 * (out + into) * inner**2 + 22 * inner**3 for out, into in layers)
         scratch = max(2 * _DOUBLE * (out + into) * inner for out, into in layers)
+    elif name == "projection" and config.secagg.enabled:
+        flops += sum(14 * into * rank**2 for _, into in layers) // rounds_a_training(config)
+        scratch = max(2 * _DOUBLE * into * rank for _, into in layers)
     elif name == "projection":
         flops += sum(4 * into * rank**2 + 2 * clients * (out + into) * rank**2 for out, into in layers)
         scratch = max(2 * _DOUBLE * (out + into) * rank for out, into in layers)

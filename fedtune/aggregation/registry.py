@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from fedtune.aggregation.base import Aggregator
 from fedtune.aggregation.linear import ALTERNATING, CORE, FEDAVG, FEDSA, FFA, ZERO_PADDING
-from fedtune.aggregation.projection import PROJECTION
+from fedtune.aggregation.projection import PROJECTION, PROJECTION_IN_ROUNDS
 from fedtune.aggregation.residual import fedex, flora
 from fedtune.aggregation.sketch import SketchAggregator
 from fedtune.aggregation.svd import SVD
@@ -35,13 +35,21 @@ _BUILT_IN: dict[str, Callable[[AggregationConfig], Aggregator]] = {
 }
 
 
+_MASKED: dict[str, Callable[[AggregationConfig], Aggregator]] = {"projection": lambda _: PROJECTION_IN_ROUNDS}
+"""Methods that go otherwise under secure aggregation."""
+
+
 def method_names() -> tuple[str, ...]:
     """Return every value that ``aggregation.method`` takes here: the built-in ones, then the installed."""
     return (*_BUILT_IN, *(name for name in sorted(_installed()) if name not in _BUILT_IN))
 
 
-def aggregator(config: AggregationConfig) -> Aggregator:
+def aggregator(config: AggregationConfig, *, masked: bool = False) -> Aggregator:
     """Return the method that a configuration names.
+
+    Args:
+        config: The run's.
+        masked: Whether the server will see sums alone, as under secure aggregation.
 
     An installed method is an entry point of the group ``fedtune.aggregators`` whose object, called without
     arguments, returns an `Aggregator`. A built-in name always means the built-in method.
@@ -50,6 +58,8 @@ def aggregator(config: AggregationConfig) -> Aggregator:
         ConfigError: FT191 there is no such method, FT192 an installed one cannot be loaded, is named by two
             packages, or is no `Aggregator`.
     """
+    if masked and config.method in _MASKED:
+        return _MASKED[config.method](config)
     if config.method in _BUILT_IN:
         return _BUILT_IN[config.method](config)
     candidates = _installed().get(config.method, ())

@@ -34,7 +34,7 @@ def configured_aggregator(config: Config, *, sites: int) -> Aggregator:
     Raises:
         ConfigError: As `fedtune.aggregation.registry.aggregator`.
     """
-    method = aggregator(config.aggregation)
+    method = aggregator(config.aggregation, masked=config.secagg.enabled)
     steered = config.defence.name != "none" or config.server_optimizer.name != "none"
     if steered or config.secagg.groups > 1:
         method = SteeredAggregator(

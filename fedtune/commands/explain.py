@@ -77,7 +77,7 @@ def _lines(config: Config) -> list[str]:
     chosen = config.aggregation.method
     known = method(chosen)
     lines = [
-        f"{chosen}: {known.travels}",
+        f"{chosen}: {_travels(config)}",
         f"source: {known.source or 'another package'}",
         f"the new product is the mean of the products: {_exactness(config)}",
         f"optimizers' moments at the sites: {'start anew each round' if known.resets_moments else 'kept'}",
@@ -88,6 +88,12 @@ def _lines(config: Config) -> list[str]:
         mark = "ok" if each.met else "NO"
         lines.append(f"{mark} {each.about:<15} {each.needs:<46} {each.has}")
     return lines
+
+
+def _travels(config: Config) -> str:
+    known = method(config.aggregation.method)
+    masked = known.masked if config.secagg.enabled else None
+    return known.travels if masked is None else masked.travels
 
 
 def _exactness(config: Config) -> str:
@@ -111,7 +117,8 @@ def _cost_lines(config: Config, found: Costs | None) -> list[str]:
     )
     return [
         "",
-        f"a round of {found.clients} clients, {config.model.name}, rank {config.peft.rank}",
+        f"a round of {found.clients} clients, {config.model.name}, rank {config.peft.rank}"
+        + (f"; {found.rounds} rounds a training" if found.rounds > 1 else ""),
         f"  up, a client     {wording.bytes_(found.uplink_bytes)}",
         f"  down, a client   {wording.bytes_(found.downlink_bytes)}",
         f"  server, work     {found.server_flops / 1e9:,.2f} Gflop",
@@ -123,9 +130,10 @@ def _verdict(each: Alternative, found: Costs | None) -> str:
     if found is None:
         return f"no: {each.problems[0].what}"
     exact = "exact" if METHODS[each.method].exact else "inexact"
+    each_time = f", in each of {found.rounds} rounds a training" if found.rounds > 1 else ""
     return (
         f"yes: {exact}, {wording.bytes_(found.uplink_bytes)} up, "
-        f"{wording.bytes_(found.downlink_bytes)} down, {found.server_flops / 1e9:,.2f} Gflop"
+        f"{wording.bytes_(found.downlink_bytes)} down, {found.server_flops / 1e9:,.2f} Gflop{each_time}"
     )
 
 
@@ -137,7 +145,7 @@ def _object(
         "method": config.aggregation.method,
         "possible": not problems,
         "exact": _exactness(config),
-        "travels": known.travels,
+        "travels": _travels(config),
         "source": known.source,
         "moments_kept": not known.resets_moments,
         "requirements": [dataclasses.asdict(each) for each in requirements(config)],

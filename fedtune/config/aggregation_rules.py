@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from fedtune.config.derived import clients_in_a_round
+from fedtune.config.derived import clients_in_a_round, rounds_a_training
 from fedtune.config.methods import METHODS, least_updates, method
 from fedtune.config.schema import Config
 from fedtune.config.validate import shown
@@ -51,6 +51,25 @@ def _ranks(config: Config) -> Iterator[Finding]:
             f"under {chosen} a site of a smaller rank drops rows, and no clip bound holds for that change",
             "aggregation.site_ranks, secagg.enabled",
             "set aggregation=alternating or ffa, under which the other rows stay, or secagg=off",
+        )
+
+
+def _fit_rounds(config: Config) -> Iterator[Finding]:
+    every, rounds = rounds_a_training(config), config.federation.rounds
+    chosen = config.aggregation.method
+    if rounds % every:
+        yield (
+            f"under secure aggregation one training of {chosen} takes {every} rounds, and "
+            f"federation.rounds={rounds} ends in the middle of one",
+            "federation.rounds, aggregation.method",
+            f"set federation.rounds={rounds + every - rounds % every}",
+        )
+    if every > 1 and config.gate.judge != "none":
+        yield (
+            f"a gate takes single rounds back, and under secure aggregation {every} rounds of {chosen} "
+            "belong together",
+            "gate.judge, aggregation.method",
+            "set gate=none, or aggregation=alternating",
         )
 
 
@@ -231,6 +250,7 @@ AGGREGATION_RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _gate,
     _personal,
     _ranks,
+    _fit_rounds,
     _sketch,
     _quantized,
     _deployed,

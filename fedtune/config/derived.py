@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedtune.config.methods import method
+from fedtune.config.methods import Factors, method
 from fedtune.config.schema import Config, UpdatesConfig
 
 __all__ = [
     "clients_in_a_round",
     "clip_bound",
+    "is_fit",
     "keeps_own_model",
     "kept_rounds",
     "most_steps",
     "quantized_sizes",
+    "rounds_a_training",
+    "schedule_of",
+    "trained_factors",
     "update_bytes",
 ]
 
@@ -48,6 +52,37 @@ def kept_rounds(config: Config, *, least: int) -> int:
     if config.asynchronous.name == "none":
         return least
     return max(least, config.asynchronous.buffer + 4)
+
+
+def schedule_of(config: Config) -> tuple[Factors, ...]:
+    """Return the factors that the rounds send, in turn; it repeats."""
+    known = method(config.aggregation.method)
+    masked = known.masked if config.secagg.enabled else None
+    return known.schedule if masked is None else masked.schedule
+
+
+def _fitted(config: Config) -> Factors:
+    masked = method(config.aggregation.method).masked
+    return masked.fitted if config.secagg.enabled and masked is not None else ()
+
+
+def rounds_a_training(config: Config) -> int:
+    """Return how many rounds one training takes: 2 where every second one fits to what the first trained."""
+    return len(schedule_of(config)) if _fitted(config) else 1
+
+
+def is_fit(config: Config, round_number: int) -> bool:
+    """Say whether sites train nothing in a round, and fit a factor to what they trained in the one before."""
+    return bool(_fitted(config)) and round_number % rounds_a_training(config) == 0
+
+
+def trained_factors(config: Config, factors: Factors) -> Factors:
+    """Return the factors that a site trains in a round that sends these.
+
+    Beside them there are those that it keeps, and those that it fits in the round after.
+    """
+    others = {*method(config.aggregation.method).kept, *_fitted(config)}
+    return (*factors, *(factor for factor in sorted(others) if factor not in factors))
 
 
 def keeps_own_model(config: Config) -> bool:

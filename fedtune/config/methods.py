@@ -10,11 +10,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["METHODS", "Method", "least_updates", "method"]
+__all__ = ["METHODS", "Factors", "Masked", "Method", "least_updates", "method"]
 
 Factors = tuple[Literal["A", "B"], ...]
 
 BOTH: Factors = ("A", "B")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+    """How a method goes under secure aggregation, where that is otherwise than in clear.
+
+    Attributes:
+        schedule: Factors that the rounds send, in turn; it repeats.
+        fitted: Factors that the last round of a turn fits to what the first one trained, without training:
+            a turn is one training then. Empty where every round trains.
+        travels: What a site sends, for people.
+    """
+
+    schedule: tuple[Factors, ...]
+    fitted: Factors = ()
+    travels: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +50,9 @@ class Method:
             then, but one for each site.
         other_rows: What a site of a smaller rank does with the rows that it does not train
             (`fedtune.aggregation.ranks`); None where all sites need one rank.
-        why_not_secure: Where it is not summable, why.
+        masked: How it goes under secure aggregation, where the sum of such updates as travel in clear does
+            not do, but another sum does.
+        why_not_secure: Where no sum does, why.
         why_not_quantized: Why its updates cannot travel in few bits (``updates.quantization``); None where a
             site sends a plain delta of A, of B, or of both.
         why_not_deployed: What sites of a deployment lack for it; None where they lack nothing.
@@ -52,6 +70,7 @@ class Method:
     sketches: bool = False
     kept: Factors = ()
     other_rows: Literal["kept", "dropped"] | None = None
+    masked: Masked | None = None
     why_not_secure: str = "looks at single updates, and secure aggregation shows their sum alone"
     why_not_quantized: str | None = None
     why_not_deployed: str | None = None
@@ -59,6 +78,11 @@ class Method:
     travels: str
     needs: str
     source: str
+
+    @property
+    def secure(self) -> bool:
+        """Whether it works under secure aggregation, which shows the server sums alone."""
+        return self.summable or self.masked is not None
 
     @property
     def why_not_asynchronous(self) -> str | None:
@@ -163,11 +187,14 @@ METHODS: dict[str, Method] = {
     "projection": Method(
         schedule=(BOTH,),
         summable=False,
-        why_not_secure="needs two sums over one training, and sites open one for each: the second is of a "
-        "map that the server chooses",
+        masked=Masked(
+            schedule=(("A",), ("B",)),
+            fitted=("B",),
+            travels="A, and in the round after it the B that fits beside the mean A",
+        ),
         exact=False,
         travels="A and B",
-        needs="two sums, or each update",
+        needs="two sums, in two rounds, or each update",
         source="least squares, Penrose 1956; the protocol is ours",
     ),
     "sketch": Method(

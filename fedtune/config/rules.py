@@ -240,12 +240,12 @@ def _secagg(config: Config) -> Iterator[Finding]:
                 "set secagg=on, or defence=median, which needs no groups",
             )
         return
-    summable = [name for name, known in METHODS.items() if known.summable]
-    if not method(aggregation.method).summable:
+    if not method(aggregation.method).secure:
+        possible = [name for name, known in METHODS.items() if known.secure]
         yield (
             f"aggregation.method={shown(aggregation.method)} {method(aggregation.method).why_not_secure}",
             "secagg.enabled, aggregation.method",
-            f"choose one of {', '.join(summable)}, or secagg=off",
+            f"choose one of {', '.join(possible)}, or secagg=off",
         )
     if aggregation.error_meter:
         yield (

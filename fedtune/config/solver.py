@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedtune.config.compose import judged
+from fedtune.config.derived import rounds_a_training
 from fedtune.config.local_rules import own_model_findings
 from fedtune.config.methods import METHODS, method
 from fedtune.config.pace_rules import asynchronous_findings
@@ -67,7 +68,7 @@ def requirements(config: Config) -> tuple[Requirement, ...]:
             about="updates",
             needs="their sum" if known.summable else known.needs,
             has="their sum, under masks" if secure else "each update, in clear",
-            met=known.summable or not secure,
+            met=known.secure or not secure,
         ),
         Requirement(
             about="ranks",
@@ -129,7 +130,17 @@ def requirements(config: Config) -> tuple[Requirement, ...]:
                 about="robust mean",
                 needs=f"{config.secagg.groups} fixed groups of {config.secagg.k_min} sites or more, whole",
                 has=f"the median of their means, which stands {(config.secagg.groups - 1) // 2} false groups",
-                met=known.summable,
+                met=known.secure,
+            )
+        )
+    if rounds_a_training(config) > 1:
+        every, rounds = rounds_a_training(config), config.federation.rounds
+        found.append(
+            Requirement(
+                about="rounds",
+                needs=f"{every} for one training: {known.masked.travels if known.masked else known.travels}",
+                has=f"{rounds}, so {rounds // every} trainings",
+                met=rounds % every == 0,
             )
         )
     if config.gate.judge != "none":
@@ -139,7 +150,7 @@ def requirements(config: Config) -> tuple[Requirement, ...]:
                 needs="one global model, and held-out rows at "
                 + ("the server" if config.gate.judge == "server" else "sites that say their loss"),
                 has=f"margin {config.gate.margin:g} nats a token",
-                met=not known.kept,
+                met=not known.kept and rounds_a_training(config) == 1,
             )
         )
     if config.server_optimizer.name != "none":

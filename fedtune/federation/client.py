@@ -9,17 +9,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import fedtune
 from fedtune.aggregation.ranks import full_delta
-from fedtune.config.derived import kept_rounds
+from fedtune.config.derived import is_fit, kept_rounds, rounds_a_training
 from fedtune.errors import DataError, FedtuneError, Problem, SecureAggregationError, TrainingError
 from fedtune.evaluation.loss import HeldOutLoss, held_out_loss
 from fedtune.federation.downlink import GlobalModel, placed
-from fedtune.federation.local_round import encoded, fit, read_global, reply_of
+from fedtune.federation.fit_round import Received, fit_kept
+from fedtune.federation.kept_training import KeptTraining, Training
+from fedtune.federation.local_round import encoded, fit, held_reply, read_global, reply_of
 from fedtune.federation.personal import (
     fine_tune,
     is_fine_tuning,
@@ -35,7 +38,6 @@ from fedtune.federation.wire import (
     Failure,
     HelloReply,
     HelloRequest,
-    TrainReply,
     TrainRequest,
     arrays_of,
     content,
@@ -142,6 +144,11 @@ def _train(message: Message, site: Site) -> Message:
     if is_fine_tuning(request, site.config):
         return _fine_tune(message, request, site, model)
     start = _global_model(message, site, model, request.factors)
+    secure = site.secure
+    if secure is not None and is_fit(site.config, request.round):
+        here = Received(adapter=start.adapter, spec=model.spec, base_hash=model.info.hash)
+        reply = fit_kept(request, site, secure, here, partial(_as_told, site))
+        return Message(with_frame(content(reply), secure.member.handle(frame_of(message))), reply_to=message)
     kept = kept_rounds(site.config, least=WalkPosition.KEPT_ROUNDS)
     position = WalkPosition(site.state_dir, site.name, kept=kept)
     walk = examples_for_round(
@@ -153,7 +160,6 @@ def _train(message: Message, site: Site) -> Message:
         site=site.name,
     )
     steps = [[site.train[row] for row in rows] for rows in walk.steps]
-    secure = site.secure
     if secure is None:
         trained = fit(request, site, model, start, steps)
         record = encoded(request, site, trained)
@@ -164,11 +170,14 @@ def _train(message: Message, site: Site) -> Message:
     rows = [row for step in steps for row in step]
     facts = secure.facts(request, start.adapter, rows, config=site.config, base_hash=model.info.hash)
     if secure.member.holds(facts):
-        reply = _held(request, site)
+        reply = held_reply(request, site, steps=site.config.training.steps_per_round)
     else:
         trained = fit(request, site, model, start, steps)
         reply, of_site = trained.reply, Delta(tensors=trained.update.tensors)
         update = protect(_as_told(site, full_delta(of_site, start.adapter, "kept")))
+        if trained.kept:
+            memory = KeptTraining(site.state_dir, site.name)
+            memory.keep(request.round, Training(adapter=trained.kept, origin=facts.origin))
         secure.hold(update, facts, request, site.config, model.spec)
         position.advance(request.round, walk.end)
     return Message(with_frame(content(reply), secure.member.handle(frame)), reply_to=message)
@@ -190,24 +199,6 @@ def _fine_tune(message: Message, request: TrainRequest, site: Site, model: Adapt
     return Message(content(reply), reply_to=message)
 
 
-def _held(request: TrainRequest, site: Site) -> TrainReply:
-    """Say that this very update is there already: the server asks again, after a failure of its own."""
-    now = time.time()
-    return TrainReply(
-        site=site.name,
-        round=request.round,
-        examples=None,
-        tokens=None,
-        response_tokens=None,
-        steps=site.config.training.steps_per_round,
-        loss_before=None,
-        loss_after=None,
-        started=now,
-        finished=now,
-        peak_memory_mib=None,
-    )
-
-
 def _secagg(message: Message, site: Site) -> Message:
     """One trip of the protocol: bytes in, bytes out."""
     if site.secure is None:
@@ -220,6 +211,8 @@ def _secagg(message: Message, site: Site) -> Message:
             )
         )
     answer = site.secure.member.handle(frame_of(message))
+    if rounds_a_training(site.config) > 1:
+        KeptTraining(site.state_dir, site.name).forget_fitted(site.secure.spent)
     return Message(with_frame(RecordDict(), answer), reply_to=message)
 
 

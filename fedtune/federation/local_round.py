@@ -10,7 +10,7 @@ from functools import partial
 
 from flwr.app import ArrayRecord
 
-from fedtune.config.derived import kept_rounds
+from fedtune.config.derived import kept_rounds, rounds_a_training, trained_factors
 from fedtune.config.methods import method
 from fedtune.data.seeds import derive_seed
 from fedtune.data.tokenize import TokenizedExample
@@ -32,7 +32,7 @@ from fedtune.updates.codec import to_arrays
 from fedtune.updates.encode import encode
 from fedtune.updates.protect import Protected, protect
 
-__all__ = ["Trained", "encoded", "fit", "read_global", "reply_of"]
+__all__ = ["Trained", "encoded", "fit", "held_reply", "read_global", "reply_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,13 @@ class Trained:
         reply: What the site says.
         update: What of the adapter's change may leave.
         control_change: By how much the site's control variates changed; empty without them.
+        kept: A and B as trained, where the next round fits them; empty elsewhere.
     """
 
     reply: TrainReply
     update: Protected
     control_change: Adapter
+    kept: Adapter
 
 
 def read_global(
@@ -103,7 +105,7 @@ def fit(
             model,
             steps,
             config=site.config.training,
-            factors=(*request.factors, *known.kept),
+            factors=trained_factors(site.config, request.factors),
             first_step=request.first_step,
             total_steps=request.total_steps,
             seed=derive_seed(site.config.seed, "train", site.name, request.round),
@@ -112,6 +114,7 @@ def fit(
             on_step=None if site.on_step is None else partial(site.on_step, site.name, request.round),
         )
         update = protect(uplink(site.config, model, result.delta, request.factors))
+        kept_for_fit = model.read_adapter() if rounds_a_training(site.config) > 1 else {}
         if known.kept:
             own = OwnFactors(site.state_dir, site.name)
             own.keep_own(request.round, model.read_adapter(), model.spec, known.kept)
@@ -124,6 +127,7 @@ def fit(
         reply=reply_of(request, site, result, started),
         update=update,
         control_change={name: after - before[name] for name, after in result.mean_gradients.items()},
+        kept=kept_for_fit,
     )
 
 
@@ -167,4 +171,29 @@ def reply_of(request: TrainRequest, site: Site, result: TrainingResult, started:
         started=started,
         finished=time.time(),
         peak_memory_mib=site.told("peak_memory", result.peak_memory_mib),
+    )
+
+
+def held_reply(request: TrainRequest, site: Site, *, steps: int, started: float | None = None) -> TrainReply:
+    """Return what a site says of an update that took no training now.
+
+    Args:
+        request: What was asked.
+        site: The site.
+        steps: That the update took when it was made; 0 for one that is fitted.
+        started: When the work began; None where the update was there already, since the server asks again.
+    """
+    now = time.time()
+    return TrainReply(
+        site=site.name,
+        round=request.round,
+        examples=None,
+        tokens=None,
+        response_tokens=None,
+        steps=steps,
+        loss_before=None,
+        loss_after=None,
+        started=now if started is None else started,
+        finished=now,
+        peak_memory_mib=None,
     )

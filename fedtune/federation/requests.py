@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedtune.aggregation.base import Aggregator
+from fedtune.config.derived import rounds_a_training
 from fedtune.config.methods import method
 from fedtune.config.schema import Config
 from fedtune.federation.wire import TrainRequest
@@ -11,13 +12,16 @@ __all__ = ["fine_tuning_request", "own_pace_request", "train_request"]
 
 
 def train_request(config: Config, method: Aggregator, round_number: int) -> TrainRequest:
-    """Return the request of a round: its factors, and where it stands on the learning-rate schedule."""
-    steps = config.training.steps_per_round
+    """Return the request of a round: its factors, and where it stands on the learning-rate schedule.
+
+    A round that fits to what the one before it trained stands where that one stands.
+    """
+    steps, every = config.training.steps_per_round, rounds_a_training(config)
     return TrainRequest(
         round=round_number,
         factors=method.factors(round_number),
-        first_step=(round_number - 1) * steps,
-        total_steps=config.federation.rounds * steps,
+        first_step=(round_number - 1) // every * steps,
+        total_steps=-(-config.federation.rounds // every) * steps,
     )
 
 

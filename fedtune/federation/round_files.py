@@ -25,13 +25,16 @@ class RoundFiles:
         site: The site's name.
         kind: What the files hold, such as ``moments``.
         kept: Of how many rounds files are kept.
+        private: Whether the owner alone may read them.
     """
 
     KEPT_ROUNDS = 3
     """The server may go back by as many rounds as it has checkpoints, and one more is in the making."""
 
-    def __init__(self, state_dir: Path, site: str, kind: str, *, kept: int = KEPT_ROUNDS) -> None:
-        self._kept = kept
+    def __init__(
+        self, state_dir: Path, site: str, kind: str, *, kept: int = KEPT_ROUNDS, private: bool = False
+    ) -> None:
+        self._kept, self._private = kept, private
         self._folder, self._prefix = state_dir, f"{quote(site, safe='')}.{kind}."
 
     def before(self, round_number: int) -> Path | None:
@@ -39,10 +42,20 @@ class RoundFiles:
         earlier = [(number, path) for number, path in self._files() if number < round_number]
         return max(earlier)[1] if earlier else None
 
+    def last(self) -> tuple[int, Path] | None:
+        """Return the last round that has a file, and the file."""
+        return max(self._files(), default=None)
+
+    def clear(self) -> None:
+        """Delete all of them."""
+        for _, path in list(self._files()):
+            path.unlink()
+
     def keep(self, round_number: int, data: bytes) -> None:
         """Write a round's file, and forget those of later rounds and of long ago."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._folder / f"{self._prefix}{round_number:06}{_SUFFIX}", data)
+        path = self._folder / f"{self._prefix}{round_number:06}{_SUFFIX}"
+        write_atomic(path, data, private=self._private)
         known = sorted(self._files())
         later = [path for number, path in known if number > round_number]
         old = [path for number, path in known if number <= round_number][: -self._kept]

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from fedtune.aggregation.base import Aggregator
 from fedtune.aggregation.carrying import Carried
 from fedtune.aggregation.control import as_controls
+from fedtune.config.derived import is_fit
 from fedtune.config.schema import Config
 from fedtune.errors import FederationError, SecureAggregationError, UpdateError
 from fedtune.federation.checkpoint import Checkpoint, save_checkpoint
@@ -24,6 +25,7 @@ from fedtune.federation.controls import read_controls, with_controls
 from fedtune.federation.dialogue import Dialogue
 from fedtune.federation.downlink import downlink, downlink_to_train
 from fedtune.federation.fine_tuning import fine_tune_at_sites
+from fedtune.federation.fit_round import FitCohort, fit_cohort
 from fedtune.federation.gate import Gate, ServerRows, median_loss
 from fedtune.federation.held_out import losses_at_sites, mean_loss
 from fedtune.federation.membership import Membership
@@ -174,6 +176,10 @@ class Federation:
         updates that arrived are kept.
         """
         attempts = self.config.federation.round_attempts
+        fit = self._fit_cohort(round_number, adapter)
+        if fit is not None and fit.broken is not None:
+            self.run.events.append(fit.unfitted(fit.broken))
+            return adapter
         total = self._begin_sum(round_number, adapter)
 
         def add(site: str, delta: Delta, weight: float) -> None:
@@ -181,14 +187,19 @@ class Federation:
 
         plain = PlainSum(add)
         for attempt in range(1, attempts + 1):
-            request, cohort = self._begin_round(round_number, arrived=tuple(plain.weights))
+            request, cohort = self._begin_round(round_number, arrived=tuple(plain.weights), fit=fit)
+            quorum = self._quorum(cohort) if fit is None else self._quorum_of_fit(fit)
             try:
                 if self.secure is None:
                     self._ask_for_updates(request, adapter, cohort, plain, last=attempt == attempts)
                     return self._concluded(total, round_number, plain.weights)
-                opened = self._opened_sum(self.secure, request, adapter, cohort)
+                opened = self._opened_sum(self.secure, request, adapter, cohort, quorum)
             except (FederationError, SecureAggregationError) as error:
                 missed = error.problems[0]
+                never = None if fit is None else fit.never(self._sites.failures, quorum)
+                if fit is not None and never is not None:
+                    self.run.events.append(fit.unfitted(never))
+                    return adapter
                 if missed.code not in ("FT607", "FT920") or attempt == attempts:
                     raise
                 self.run.events.append(
@@ -203,7 +214,7 @@ class Federation:
         raise AssertionError("the last attempt returns or raises")
 
     def _begin_round(
-        self, round_number: int, *, arrived: tuple[str, ...]
+        self, round_number: int, *, arrived: tuple[str, ...], fit: FitCohort | None
     ) -> tuple[TrainRequest, tuple[str, ...]]:
         """Return what is asked, and of whom: those whose update arrived stay in the cohort."""
         count, members = self.config.federation.clients_per_round, self._members
@@ -217,7 +228,10 @@ class Federation:
         if set(members.hellos) != before:
             self._record_sites()
         request = train_request(self.config, self.aggregator, round_number)
-        cohort = sample_clients(there, count=count, seed=self.config.seed, round_number=round_number)
+        if fit is None:
+            cohort = sample_clients(there, count=count, seed=self.config.seed, round_number=round_number)
+        else:
+            cohort = fit.among(there)
         if not set(arrived) <= set(cohort):
             others = [name for name in cohort if name not in arrived]
             cohort = tuple(sorted([*arrived, *others[: len(cohort) - len(arrived)]]))
@@ -228,8 +242,22 @@ class Federation:
         """Return how many of a round must reply: as the contract says, else all, those who are away too."""
         return max(self._members.wanted, len(cohort) if self.config.federation.min_replies is None else 0)
 
+    def _fit_cohort(self, round_number: int, adapter: Adapter) -> FitCohort | None:
+        """Return whom a round that fits asks; None where the round trains."""
+        if not is_fit(self.config, round_number):
+            return None
+        return fit_cohort(round_number, adapter, read_events(self.run.events.path))
+
+    def _quorum_of_fit(self, fit: FitCohort) -> int:
+        return fit.quorum(self._sites.nodes, self.config.federation.min_replies)
+
     def _opened_sum(
-        self, secure: SecureCoordinator, request: TrainRequest, adapter: Adapter, cohort: tuple[str, ...]
+        self,
+        secure: SecureCoordinator,
+        request: TrainRequest,
+        adapter: Adapter,
+        cohort: tuple[str, ...],
+        quorum: int,
     ) -> OpenedSum | None:
         """Return the sum of the cohort's updates; None where the round is burnt."""
 
@@ -243,7 +271,7 @@ class Federation:
             adapter,
             to_arrays(adapter),
             cohort=cohort,
-            quorum=self._quorum(cohort),
+            quorum=quorum,
             base_hash=self._base_hash,
             trained=record,
         )
@@ -311,7 +339,8 @@ class Federation:
     def _trained(
         self, name: str, reply: TrainReply, *, weight: float, up: int, down: int, norm: float | None
     ) -> None:
-        self._clock.trained(name)
+        if reply.steps:
+            self._clock.trained(name)
         self.run.events.append(
             trained(name, reply, round_number=reply.round, weight=weight, up=up, down=down, norm=norm)
         )

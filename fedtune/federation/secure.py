@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 
-from fedtune.config.derived import clip_bound
+from fedtune.config.derived import clip_bound, is_fit, rounds_a_training, trained_factors
 from fedtune.config.schema import Config
 from fedtune.federation.wire import TrainRequest
 from fedtune.models.adapter import AdapterSpec, Factor
@@ -74,8 +74,11 @@ def round_encoding(
 def training_hash(config: Config, request: TrainRequest) -> bytes:
     """H(configuration that shapes training), 32 bytes: equal where two updates would be the same.
 
-    The number of the round is no part of it, nor what changes rounding alone.
+    The number of the round is no part of it, nor what changes rounding alone. Where a training is sent in two
+    rounds, it counts as one update of all that it trained.
     """
+    fits = is_fit(config, request.round)
+    whole = rounds_a_training(config) > 1 and not fits
     training = {
         key: value for key, value in dataclasses.asdict(config.training).items() if key not in _EXECUTION_ONLY
     }
@@ -83,8 +86,8 @@ def training_hash(config: Config, request: TrainRequest) -> bytes:
         "training": training,
         "peft": dataclasses.asdict(config.peft),
         "seed": config.seed,
-        "factors": request.factors,
+        "factors": sorted(trained_factors(config, request.factors)) if whole else request.factors,
         "first_step": request.first_step,
         "total_steps": request.total_steps,
-    }
+    } | ({"fits": True} if fits else {})
     return hashlib.sha256(json.dumps(shaping, sort_keys=True, separators=(",", ":")).encode()).digest()

@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from fedtune.aggregation.registry import aggregator
 from fedtune.config.schema import Config
 from fedtune.data.tokenize import TokenizedExample
+from fedtune.federation.kept_training import Training, fit_origin, nothing_to_fit
 from fedtune.federation.requests import train_request
 from fedtune.federation.secure import SERVER_STEP, round_encoding, training_hash
 from fedtune.federation.wire import TrainRequest
@@ -108,7 +109,9 @@ class SecureSite:
             SecureAggregationError: FT906, a request that does not follow from the configuration; FT917 with
                 every tensor that differs or moved too far, or a round that lies behind the one seen last.
         """
-        expected = train_request(config, aggregator(config.aggregation), request.round)
+        expected = train_request(
+            config, aggregator(config.aggregation, masked=config.secagg.enabled), request.round
+        )
         if request != expected or request.round > config.federation.rounds:
             what = f"the server asks for {_asked(request)}, the configuration says {_asked(expected)}"
             raise refusal("FT906", what, where=f"round {request.round} of {config.federation.rounds}")
@@ -129,7 +132,7 @@ class SecureSite:
     def _check_step(
         self, to: int, adapter: Adapter, since: int, previous: Adapter, *, config: Config, spec: AdapterSpec
     ) -> None:
-        method = aggregator(config.aggregation)
+        method = aggregator(config.aggregation, masked=config.secagg.enabled)
         trained = {factor for number in range(since, to) for factor in method.factors(number)}
         encoding = round_encoding(config, spec, tuple(sorted(trained)), self.roster)
         check_later_adapter(
@@ -164,6 +167,43 @@ class SecureSite:
         facts = RoundFacts(run=config.name, round=request.round, origin=origin, audit_head=self.audit_head())
         if not self.member.holds(facts):
             self.spent.check(origin)
+        return facts
+
+    def facts_of_fit(
+        self,
+        request: TrainRequest,
+        adapter: Adapter,
+        training: Training | None,
+        *,
+        config: Config,
+        base_hash: str,
+    ) -> RoundFacts:
+        """Return what this site knows about a round that fits what it trained in the round before.
+
+        Raises:
+            FederationError: FT615, it trained nothing then, or its update was not opened.
+            SecureAggregationError: FT912, that training was fitted before, to this A or another.
+        """
+        if training is None:
+            raise nothing_to_fit(request.round, f"this site keeps no training of round {request.round - 1}")
+        if not self.spent.holds(training.origin):
+            what = f"this site's update of round {request.round - 1} was not opened"
+            raise nothing_to_fit(request.round, what)
+        origin = UpdateOrigin(
+            base=bytes.fromhex(base_hash),
+            adapter=adapter_hash(adapter),
+            config=training_hash(config, request),
+            samples=training.origin.samples,
+        )
+        facts = RoundFacts(
+            run=config.name,
+            round=request.round,
+            origin=origin,
+            audit_head=self.audit_head(),
+            made_of=fit_origin(training.origin),
+        )
+        if not self.member.holds(facts):
+            self.spent.check(facts.spent_as)
         return facts
 
     def hold(

@@ -98,7 +98,7 @@ class TrainRequest:
     first_step: Count
     """Position of the round's first step on the federation's learning-rate schedule."""
     total_steps: Annotated[int, Field(ge=1, le=2**53)]
-    """Length of that schedule: rounds x steps per round."""
+    """Length of that schedule: rounds that train x steps per round."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

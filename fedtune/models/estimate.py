@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fedtune.config.derived import update_bytes
+from fedtune.config.derived import schedule_of, trained_factors, update_bytes
 from fedtune.config.methods import METHODS, method
 from fedtune.config.schema import Config
 from fedtune.models.adapted import adapter_spec
@@ -114,9 +114,8 @@ def estimate(config: Config) -> Estimate:
     bare = skeleton(described)
     check_quantization(bare, model, device)
     spec = adapter_spec(model, config.peft)
-    schedule = method(config.aggregation.method).schedule
-    own = method(config.aggregation.method).kept
-    trained = max((spec.parameters((*factors, *own)) for factors in schedule), default=0)
+    schedule = schedule_of(config)
+    trained = max((spec.parameters(trained_factors(config, factors)) for factors in schedule), default=0)
     base = _base_bytes(bare, model.quantization, dtype.itemsize)
     parameters = base + _ADAPTER_COPIES * spec.nbytes() + spec.nbytes()
     itemsize = 8 if spec.dtype == "float64" else 4

@@ -80,7 +80,9 @@ def sync_directory(path: Path) -> None:
 _UNTOUCHED = "what was there before under this name, and the rest of the run"
 
 
-def write_atomic(path: Path, data: bytes, *, kept: str = _UNTOUCHED, again: str | None = None) -> None:
+def write_atomic(
+    path: Path, data: bytes, *, kept: str = _UNTOUCHED, again: str | None = None, private: bool = False
+) -> None:
     """Write a file under a temporary name, fsync it, rename it: a reader sees the old file or the new one.
 
     Args:
@@ -88,6 +90,7 @@ def write_atomic(path: Path, data: bytes, *, kept: str = _UNTOUCHED, again: str 
         data: The whole content.
         kept: Said in the error, as in disk_errors.
         again: Likewise.
+        private: Whether its owner alone may read it, from the first byte.
 
     Raises:
         RunError: FT705 or FT707; ``path`` is then as it was before, and nothing temporary is left.
@@ -95,7 +98,7 @@ def write_atomic(path: Path, data: bytes, *, kept: str = _UNTOUCHED, again: str 
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     with disk_errors(path, kept=kept, again=again):
         try:
-            _write_new(temporary, data)
+            _write_new(temporary, data, mode=0o600 if private else 0o644)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -138,8 +141,8 @@ def write_folder_atomic(path: Path, files: Mapping[str, bytes], *, kept: str = _
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_new(path: Path, data: bytes) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+def _write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         write_all(file, data)
         os.fsync(file)

@@ -198,7 +198,8 @@ class SecureSum(Event):
     round: Count
     opened: bool
     """False: the round is burnt. Its updates may have been opened, so they are spent, and the run goes on
-    from the adapter before it."""
+    from the adapter before it. So it does where a round was to fit to what the one before trained, and nobody
+    could."""
     reason: str | None
     """Why it is burnt."""
     clients: tuple[str, ...]

@@ -112,7 +112,7 @@ class SecureAggregationClient:
         declared = 1 if encoding.max_weight == 1 or member is None else member.weight
         if int(update.lanes[1]) != declared:
             raise refusal("FT914", f"the update has weight {update.lanes[1]}, the roster says {declared}")
-        self._spent.check(facts.origin)
+        self._spent.check(facts.spent_as)
         self._held = Held(facts=facts, encoding=encoding, update=update)
         self._state = self._held
         self._held_until = self._clock() + self._policy.hold_seconds
@@ -246,7 +246,7 @@ class SecureAggregationClient:
             raise refusal("FT906", f"the server asks for another {', '.join(different)} than this site knows")
         if asked.attempt <= self._attempt:
             raise refusal("FT902", f"attempt {asked.attempt} is over, the last one was {self._attempt}")
-        self._spent.check(held.facts.origin)
+        self._spent.check(held.facts.spent_as)
         self._state = advertise(expected, audit_head=held.facts.audit_head, identity=self._identity)
         self._attempt = asked.attempt
         self._attempt_until = self._clock() + self._policy.attempt_seconds
@@ -313,7 +313,7 @@ class SecureAggregationClient:
             self.warnings += found
             # On disk before anything is signed: a crash in between costs the round, never the update.
             self._spent.spend(
-                facts.origin, run=facts.run, round_number=facts.round, attempt=attempt.binding.attempt
+                facts.spent_as, run=facts.run, round_number=facts.round, attempt=attempt.binding.attempt
             )
         self._held = None
         self._state = Confirmed(attempt=attempt, u2=state.u2, u3=request.u3, b=state.b, dealt=state.dealt)

@@ -70,6 +70,14 @@ class SpentJournal:
         """
         self._refuse_spent(self._ledger.read(), origin)
 
+    def holds(self, origin: UpdateOrigin) -> bool:
+        """Say whether an update was opened and not released since.
+
+        Raises:
+            SecureAggregationError: FT919, the journal is damaged.
+        """
+        return _last(self._ledger.read(), origin) is not None
+
     def spend(self, origin: UpdateOrigin, *, run: str, round_number: int, attempt: int) -> None:
         """Write down, durably, that this update may now be opened; called before anything is signed.
 

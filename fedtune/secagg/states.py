@@ -49,12 +49,20 @@ class RoundFacts:
         round: Number of the round, from 1.
         origin: Hashes of base, adapter, configuration and samples, computed here.
         audit_head: Head of the site's audit chain, 32 bytes.
+        made_of: What the update was made of, where that is not what the round started from: the journal
+            knows it by this.
     """
 
     run: str
     round: int
     origin: UpdateOrigin
     audit_head: bytes
+    made_of: UpdateOrigin | None = None
+
+    @property
+    def spent_as(self) -> UpdateOrigin:
+        """What the journal of opened updates writes down."""
+        return self.made_of or self.origin
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -19,6 +19,7 @@ from fedtune.config.schema import Config
 from fedtune.errors import ConfigError, Problem
 from fedtune.federation.client import build_client_app
 from fedtune.federation.control_memory import ControlMemory
+from fedtune.federation.kept_training import KeptTraining
 from fedtune.federation.optimizer_memory import OptimizerMemory
 from fedtune.federation.residual_memory import ResidualMemory
 from fedtune.federation.server import run_federation
@@ -108,7 +109,7 @@ def simulate(overrides: Sequence[str] = (), *, observers: Sequence[Observer] = (
         simulation.enrol()
         simulation.federate()
         simulation.compare_and_sample()
-    for memory in (OptimizerMemory, ResidualMemory, ControlMemory):
+    for memory in (OptimizerMemory, ResidualMemory, ControlMemory, KeptTraining):
         memory.forget(path / "sites")
     return Run(path=path, config=config)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from fedtune.federation.control_memory import ControlMemory
+from fedtune.federation.kept_training import KeptTraining
 from fedtune.federation.optimizer_memory import OptimizerMemory
 from fedtune.federation.residual_memory import ResidualMemory
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def forget_old_runs(runs: Path, now: datetime) -> list[str]:
-    """Delete moments, residuals and control variates of runs in which nothing was written for 30 days.
+    """Delete moments, residuals, variates and trainings of runs in which nothing was written for 30 days.
 
     All are made of the site's rows and serve nothing but the next round of their run. What is small and
     keeps a site from training on the same rows twice stays. A file that cannot be deleted is logged.
@@ -41,6 +42,7 @@ def forget_old_runs(runs: Path, now: datetime) -> list[str]:
             OptimizerMemory.forget(folder)
             ResidualMemory.forget(folder)
             ControlMemory.forget(folder)
+            KeptTraining.forget(folder)
         except OSError as error:
             logger.warning("what was remembered of run %s could not be deleted: %s", folder.name, error)
         if set(folder.iterdir()) != before:

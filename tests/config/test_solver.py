@@ -38,6 +38,9 @@ SETTINGS = (
     ["personal=clusters", "backend=deployment", "secagg=off"],
     ["personal=ditto"],
     ["personal=fine_tuning", "secagg=on"],
+    ["secagg=on", "federation.rounds=5"],
+    ["secagg=on", "gate=sites"],
+    ["secagg=on", "secagg.groups=3", "secagg.k_min=3", "partition=iid", "partition.clients=9"],
 )
 
 
@@ -64,18 +67,18 @@ def test_the_nearest_that_can_work_is_possible() -> None:
     _, problems = judged(["aggregation=svd", "secagg=on"])
     (problem,) = problems
     named = problem.fix.removeprefix("choose one of ").removesuffix(", or secagg=off").split(", ")
-    assert named == [name for name, known in METHODS.items() if known.summable]
+    assert named == [name for name, known in METHODS.items() if known.secure]
     for name in named:
         assert judged([f"aggregation={name}", "secagg=on"])[1] == ()
 
 
 def test_alternatives_are_all_methods_possible_ones_first() -> None:
-    found = alternatives(["secagg=on", "aggregation=svd", "peft.method=lora", "federation.rounds=3"])
+    found = alternatives(["secagg=on", "aggregation=svd", "peft.method=lora", "federation.rounds=8"])
     assert sorted(each.method for each in found) == sorted(METHODS)
     possible = [each.method for each in found if not each.problems]
     assert [each.method for each in found][: len(possible)] == possible
-    assert set(possible) == {name for name, known in METHODS.items() if known.summable}
-    assert all(each.config.federation.rounds == 3 for each in found if each.config)
+    assert set(possible) == {name for name, known in METHODS.items() if known.secure}
+    assert all(each.config.federation.rounds == 8 for each in found if each.config)
 
 
 def test_an_override_that_fits_no_method_is_told_for_each() -> None:
@@ -108,6 +111,8 @@ def test_the_table_is_complete() -> None:
         (["gate=sites", "training=scaffold", "aggregation.weighting=uniform"], "keep the control variates"),
         (["gate=sites", "aggregation=fedsa"], "each site has its own"),
         (["gate=sites", "gate.norm_bound=1", "aggregation=svd"], "takes none"),
+        (["aggregation=projection", "secagg=on", "federation.rounds=5"], "ends in the middle of one"),
+        (["aggregation=projection", "secagg=on", "gate=sites"], "2 rounds of projection belong together"),
         (["secagg.groups=3"], "would be ignored"),
         (["secagg=on", "secagg.groups=2"], "median of two means is their mean"),
         (["secagg=on", "secagg.groups=3", "federation.clients_per_round=4"], "draws some sites"),

@@ -128,7 +128,9 @@ def preview(
         SecureAggregationError: FT914 to FT916, a round that cannot be encoded.
         ValueError: Secure aggregation without a roster.
     """
-    request = train_request(config, aggregator(config.aggregation), round_number)
+    request = train_request(
+        config, aggregator(config.aggregation, masked=config.secagg.enabled), round_number
+    )
     spec = adapter_spec(config.model, config.peft)
     teller = _Teller(config=config, policy=policy, site=site, round=round_number)
     encoding = None

@@ -101,7 +101,9 @@ def _untold(*_: object) -> None:
 def _answered(grid: InProcessGrid, spec: AdapterSpec, config: Config, round_number: int) -> Trial:
     adapter = initial_adapter(spec, config.seed)
     start = to_arrays(adapter)
-    request = train_request(config, aggregator(config.aggregation), round_number)
+    request = train_request(
+        config, aggregator(config.aggregation, masked=config.secagg.enabled), round_number
+    )
     hello, _ = _ask(grid, "hello", content(HelloRequest()), HelloReply)
     controlled = config.training.control_variates
     asked = with_controls(start, adapter, {}, spec, request.factors) if controlled else start
