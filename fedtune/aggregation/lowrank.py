@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["Matrix", "SingularTerms", "singular_terms", "stacked"]
+__all__ = ["Matrix", "SingularTerms", "norm", "singular_terms", "stacked"]
 
 Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -93,3 +93,9 @@ def singular_terms(left: Matrix, right: Matrix) -> SingularTerms:
     largest = np.abs(left_vectors).argmax(axis=0)
     signs = np.where(left_vectors[largest, np.arange(singular.size)] < 0, -1.0, 1.0)
     return SingularTerms(left=left_vectors * signs, singular=singular, right=signs[:, None] * right_vectors)
+
+
+def norm(left: Matrix, right: Matrix) -> float:
+    """Return the Frobenius norm of ``left @ right``, (out, K) and (K, in), which is not formed."""
+    (_, t_left), (_, t_right) = np.linalg.qr(left), np.linalg.qr(right.T)
+    return float(np.linalg.norm(t_left @ t_right.T))

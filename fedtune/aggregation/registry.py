@@ -11,6 +11,7 @@ from fedtune.aggregation.linear import ALTERNATING, CORE, FEDAVG, FEDSA, FFA, ZE
 from fedtune.aggregation.projection import PROJECTION, PROJECTION_IN_ROUNDS
 from fedtune.aggregation.residual import fedex, flora
 from fedtune.aggregation.sketch import SketchAggregator
+from fedtune.aggregation.sketched_change import SketchedChangeAggregator
 from fedtune.aggregation.svd import SVD
 from fedtune.config.schema import AggregationConfig
 from fedtune.errors import ConfigError, Problem
@@ -35,7 +36,10 @@ _BUILT_IN: dict[str, Callable[[AggregationConfig], Aggregator]] = {
 }
 
 
-_MASKED: dict[str, Callable[[AggregationConfig], Aggregator]] = {"projection": lambda _: PROJECTION_IN_ROUNDS}
+_MASKED: dict[str, Callable[[AggregationConfig, float], Aggregator]] = {
+    "projection": lambda _config, _clip: PROJECTION_IN_ROUNDS,
+    "sketch": lambda config, clip: SketchedChangeAggregator(width=config.sketch_width or 1, clip=clip),
+}
 """Methods that go otherwise under secure aggregation."""
 
 
@@ -44,12 +48,13 @@ def method_names() -> tuple[str, ...]:
     return (*_BUILT_IN, *(name for name in sorted(_installed()) if name not in _BUILT_IN))
 
 
-def aggregator(config: AggregationConfig, *, masked: bool = False) -> Aggregator:
+def aggregator(config: AggregationConfig, *, clip: float | None = None) -> Aggregator:
     """Return the method that a configuration names.
 
     Args:
         config: The run's.
-        masked: Whether the server will see sums alone, as under secure aggregation.
+        clip: Bound to which secure aggregation clips (`fedtune.config.derived.secure_clip`); None where the
+            server sees each update.
 
     An installed method is an entry point of the group ``fedtune.aggregators`` whose object, called without
     arguments, returns an `Aggregator`. A built-in name always means the built-in method.
@@ -58,8 +63,8 @@ def aggregator(config: AggregationConfig, *, masked: bool = False) -> Aggregator
         ConfigError: FT191 there is no such method, FT192 an installed one cannot be loaded, is named by two
             packages, or is no `Aggregator`.
     """
-    if masked and config.method in _MASKED:
-        return _MASKED[config.method](config)
+    if clip is not None and config.method in _MASKED:
+        return _MASKED[config.method](config, clip)
     if config.method in _BUILT_IN:
         return _BUILT_IN[config.method](config)
     candidates = _installed().get(config.method, ())

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -32,9 +31,9 @@ from fedtune.data.seeds import derive_seed
 from fedtune.models.adapter import FACTORS, Adapter, AdapterSpec, Factor
 from fedtune.training.delta import Delta
 
-__all__ = ["SketchAggregator", "SketchedMean", "recovered", "sketched"]
+__all__ = ["ROUNDING", "SketchAggregator", "SketchedMean", "recovered", "sketched", "sketches"]
 
-_ROUNDING = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
+ROUNDING = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 """Share of the largest singular value below which a direction of a sum of sketches is their rounding."""
 
 
@@ -85,7 +84,7 @@ class SketchedMean:
         mean, result = self._sum.result(), dict(self._received)
         for name_A, name_B in self._pairs:
             dtype = self._received[name_A].dtype
-            left, right = recovered(mean[name_B], mean[name_A], name_A, _ROUNDING[dtype])
+            left, right = recovered(mean[name_B], mean[name_A], name_A, ROUNDING[dtype])
             new_A, new_B = shortened(left, right, self._received[name_A])
             result[name_A], result[name_B] = new_A.astype(dtype), new_B.astype(dtype)
         return checked_result(result)
@@ -101,13 +100,33 @@ def sketched(trained: Mapping[str, np.ndarray[Any, Any]], spec: AdapterSpec, wid
     """
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for name_A, name_B in spec.pairs:
-        A, B = trained[name_A].astype(np.float64), trained[name_B].astype(np.float64)
-        tensors[name_B] = (B @ (A @ _test_matrix(name_A, "in", A.shape[1], width).T)).astype(spec.dtype)
-        tensors[name_A] = ((_test_matrix(name_A, "out", B.shape[0], width) @ B) @ A).astype(spec.dtype)
+        Y, Z = sketches(trained[name_B], trained[name_A], name_A, width)
+        tensors[name_B], tensors[name_A] = Y.astype(spec.dtype), Z.astype(spec.dtype)
     return Delta(tensors={name: tensors[name] for name in spec.shapes})
 
 
-def recovered(Y: Matrix, Z: Matrix, name_A: str, rounding: float) -> tuple[Matrix, Matrix]:
+def sketches(
+    B: np.ndarray[Any, Any], A: np.ndarray[Any, Any], name_A: str, width: int
+) -> tuple[Matrix, Matrix]:
+    """Return Y = B A Omega (out, k) and Z = Psi B A (k, in), float64.
+
+    Guarantee: as the columns of Omega and the rows of Psi have length 1, no entry of either is larger than
+    the Frobenius norm of B A.
+
+    Args:
+        B: (out, r), of any rank r.
+        A: (r, in).
+        name_A: Name of the layer's A, which the test matrices are drawn by.
+        width: k.
+    """
+    A, B = A.astype(np.float64), B.astype(np.float64)
+    omega, psi = _test_matrix(name_A, "in", A.shape[1], width), _test_matrix(name_A, "out", B.shape[0], width)
+    return B @ (A @ omega.T), (psi @ B) @ A
+
+
+def recovered(
+    Y: Matrix, Z: Matrix, name_A: str, rounding: float, *, most: int | None = None
+) -> tuple[Matrix, Matrix]:
     """Return Q (out, m) and X (m, in) with M ~ Q X.
 
     Args:
@@ -115,6 +134,7 @@ def recovered(Y: Matrix, Z: Matrix, name_A: str, rounding: float) -> tuple[Matri
         Z: Psi M (k, in).
         name_A: Name of the layer's A, which the test matrices are drawn by.
         rounding: Directions of Y below this share of the largest are left out.
+        most: Directions at most; None for as many as there are.
     """
     width = Y.shape[1]
     vectors, singular, _ = np.linalg.svd(Y, full_matrices=False)
@@ -123,7 +143,7 @@ def recovered(Y: Matrix, Z: Matrix, name_A: str, rounding: float) -> tuple[Matri
         # M may have more directions than k: the least-squares problem below wants twice as many rows as
         # columns.
         kept = max(1, width // 2)
-    Q = vectors[:, :kept]
+    Q = vectors[:, : kept if most is None else min(kept, most)]
     psi = _test_matrix(name_A, "out", Y.shape[0], width)
     X, *_ = np.linalg.lstsq(psi @ Q, Z, rcond=None)
     return Q, X
@@ -131,8 +151,9 @@ def recovered(Y: Matrix, Z: Matrix, name_A: str, rounding: float) -> tuple[Matri
 
 @lru_cache(maxsize=256)
 def _test_matrix(name: str, side: str, size: int, width: int) -> Matrix:
-    """Return a normal (width, size) matrix, the same on every machine, with rows of a length of about 1."""
+    """Return a matrix (width, size), the same on every machine: directions drawn evenly, of length 1."""
     stream = np.random.Generator(np.random.PCG64(derive_seed("sketch", name, side, width)))
-    matrix = stream.standard_normal((width, size)) / sqrt(size)
+    matrix = stream.standard_normal((width, size))
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     matrix.flags.writeable = False
     return matrix

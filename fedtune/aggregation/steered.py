@@ -17,6 +17,7 @@ from fedtune.aggregation.linear import WeightedMean
 from fedtune.aggregation.registry import aggregator
 from fedtune.aggregation.robust import RobustMean
 from fedtune.aggregation.server_step import moved, server_step
+from fedtune.config.derived import secure_clip
 from fedtune.config.schema import Config, DefenceConfig, ServerOptimizerConfig
 from fedtune.models.adapter import Adapter, Factor
 from fedtune.training.delta import Delta
@@ -34,7 +35,7 @@ def configured_aggregator(config: Config, *, sites: int) -> Aggregator:
     Raises:
         ConfigError: As `fedtune.aggregation.registry.aggregator`.
     """
-    method = aggregator(config.aggregation, masked=config.secagg.enabled)
+    method = aggregator(config.aggregation, clip=secure_clip(config))
     steered = config.defence.name != "none" or config.server_optimizer.name != "none"
     if steered or config.secagg.groups > 1:
         method = SteeredAggregator(

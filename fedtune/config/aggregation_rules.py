@@ -84,6 +84,19 @@ def _sketch(config: Config) -> Iterator[Finding]:
             "aggregation.sketch_width, peft.rank",
             f"set aggregation.sketch_width={2 * config.peft.rank * (clients_in_a_round(config) or 4)}",
         )
+    elif config.secagg.enabled and aggregation.sketch_width < 2 * config.peft.rank:
+        yield (
+            f"aggregation.sketch_width is {aggregation.sketch_width}, and under secure aggregation a sketch "
+            f"must be at least twice as wide as the adapter's rank, {config.peft.rank}",
+            "aggregation.sketch_width, peft.rank, secagg.enabled",
+            f"set aggregation.sketch_width={2 * config.peft.rank * (clients_in_a_round(config) or 4)}",
+        )
+    if config.secagg.enabled and config.secagg.groups > 1:
+        yield (
+            "secagg.groups takes the median of each value over groups, and that of sketches is no sketch",
+            "secagg.groups, aggregation.method",
+            "set secagg.groups=1, or aggregation=alternating",
+        )
     if aggregation.error_meter:
         yield (
             "the error meter needs each site's factors, and under sketch the server receives sketches",

@@ -17,6 +17,7 @@ __all__ = [
     "quantized_sizes",
     "rounds_a_training",
     "schedule_of",
+    "secure_clip",
     "trained_factors",
     "update_bytes",
 ]
@@ -36,6 +37,11 @@ def clip_bound(config: Config) -> float:
     if config.secagg.clip_bound is not None:
         return config.secagg.clip_bound
     return config.training.learning_rate * config.training.steps_per_round
+
+
+def secure_clip(config: Config) -> float | None:
+    """Return the bound to which secure aggregation clips; None where the server sees each update."""
+    return clip_bound(config) if config.secagg.enabled else None
 
 
 def kept_rounds(config: Config, *, least: int) -> int:

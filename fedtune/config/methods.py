@@ -200,7 +200,11 @@ METHODS: dict[str, Method] = {
     "sketch": Method(
         schedule=(BOTH,),
         summable=False,
-        why_not_secure="gives factors in new coordinates, which sites cannot tell from a crafted adapter",
+        masked=Masked(
+            schedule=(BOTH,),
+            travels="by how much two sketches a layer changed, as an adapter of rank "
+            "aggregation.sketch_width",
+        ),
         exact=False,
         other_rows="dropped",
         resets_moments=True,

@@ -130,7 +130,7 @@ def requirements(config: Config) -> tuple[Requirement, ...]:
                 about="robust mean",
                 needs=f"{config.secagg.groups} fixed groups of {config.secagg.k_min} sites or more, whole",
                 has=f"the median of their means, which stands {(config.secagg.groups - 1) // 2} false groups",
-                met=known.secure,
+                met=known.secure and not known.sketches,
             )
         )
     if rounds_a_training(config) > 1:

@@ -15,7 +15,6 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import fedtune
-from fedtune.aggregation.ranks import full_delta
 from fedtune.config.derived import is_fit, kept_rounds, rounds_a_training
 from fedtune.errors import DataError, FedtuneError, Problem, SecureAggregationError, TrainingError
 from fedtune.evaluation.loss import HeldOutLoss, held_out_loss
@@ -31,6 +30,7 @@ from fedtune.federation.personal import (
     write_own_model,
 )
 from fedtune.federation.site import Site, WalkPosition
+from fedtune.federation.uplink import read_uplink
 from fedtune.federation.wire import (
     PROTOCOL,
     EvaluateReply,
@@ -174,7 +174,7 @@ def _train(message: Message, site: Site) -> Message:
     else:
         trained = fit(request, site, model, start, steps)
         reply, of_site = trained.reply, Delta(tensors=trained.update.tensors)
-        update = protect(_as_told(site, full_delta(of_site, start.adapter, "kept")))
+        update = protect(_as_told(site, read_uplink(site.config, of_site, start.adapter)))
         if trained.kept:
             memory = KeptTraining(site.state_dir, site.name)
             memory.keep(request.round, Training(adapter=trained.kept, origin=facts.origin))

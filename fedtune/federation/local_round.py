@@ -113,7 +113,7 @@ def fit(
             correction={name: mean - before[name] for name, mean in start.controls.items()} or None,
             on_step=None if site.on_step is None else partial(site.on_step, site.name, request.round),
         )
-        update = protect(uplink(site.config, model, result.delta, request.factors))
+        update = protect(uplink(site.config, model, result.delta, request.factors, start.adapter))
         kept_for_fit = model.read_adapter() if rounds_a_training(site.config) > 1 else {}
         if known.kept:
             own = OwnFactors(site.state_dir, site.name)

@@ -9,7 +9,9 @@ import dataclasses
 import hashlib
 import json
 
+from fedtune.aggregation.sketched_change import product_bounds
 from fedtune.config.derived import clip_bound, is_fit, rounds_a_training, trained_factors
+from fedtune.config.methods import method
 from fedtune.config.schema import Config
 from fedtune.federation.wire import TrainRequest
 from fedtune.models.adapter import AdapterSpec, Factor
@@ -49,6 +51,9 @@ def round_encoding(
 ) -> Encoding:
     """Return the rules by which this round's updates become integers.
 
+    Entries are clipped to the clip bound; those of sketches to the bound of the layer's product, which sites
+    keep to anyway (`fedtune.aggregation.sketched_change`).
+
     Levels are as fine as a sum over the whole roster allows. Weights are 1, or, with
     ``aggregation.weighting=examples``, the powers of two that members declare in the roster.
 
@@ -58,11 +63,14 @@ def round_encoding(
     members = len(roster.entries)
     weighted = config.aggregation.weighting == "examples"
     vocabulary = architecture(config.model).get_text_config().vocab_size
+    clip, width = clip_bound(config), config.aggregation.sketch_width
+    bounds: float | dict[str, float] = clip
+    if method(config.aggregation.method).sketches and width is not None:
+        bounds = {name: bound for pair, bound in product_bounds(spec.shapes, clip).items() for name in pair}
+        spec = spec.with_rank(width)
     return Encoding(
         tensors=tensor_bounds(
-            {name: spec.shapes[name] for name in spec.names(factors)},
-            clip_bound(config),
-            vocabulary=vocabulary,
+            {name: spec.shapes[name] for name in spec.names(factors)}, bounds, vocabulary=vocabulary
         ),
         ring_bits=config.secagg.ring_bits,
         levels=greatest_levels(config.secagg.ring_bits, members),

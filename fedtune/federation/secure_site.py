@@ -15,6 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedtune.aggregation.registry import aggregator
+from fedtune.aggregation.sketched_change import product_bounds
+from fedtune.config.derived import secure_clip
+from fedtune.config.methods import method as known_method
 from fedtune.config.schema import Config
 from fedtune.data.tokenize import TokenizedExample
 from fedtune.federation.kept_training import Training, fit_origin, nothing_to_fit
@@ -24,6 +27,7 @@ from fedtune.federation.wire import TrainRequest
 from fedtune.models.adapter import Adapter, AdapterSpec, initial_adapter
 from fedtune.observability.disk import write_atomic
 from fedtune.secagg.broadcast import check_later_adapter, check_start_adapter
+from fedtune.secagg.broadcast_product import check_later_product
 from fedtune.secagg.encoding import Encoding
 from fedtune.secagg.hashes import adapter_hash, samples_hash
 from fedtune.secagg.problems import refusal
@@ -110,7 +114,7 @@ class SecureSite:
                 every tensor that differs or moved too far, or a round that lies behind the one seen last.
         """
         expected = train_request(
-            config, aggregator(config.aggregation, masked=config.secagg.enabled), request.round
+            config, aggregator(config.aggregation, clip=secure_clip(config)), request.round
         )
         if request != expected or request.round > config.federation.rounds:
             what = f"the server asks for {_asked(request)}, the configuration says {_asked(expected)}"
@@ -132,7 +136,11 @@ class SecureSite:
     def _check_step(
         self, to: int, adapter: Adapter, since: int, previous: Adapter, *, config: Config, spec: AdapterSpec
     ) -> None:
-        method = aggregator(config.aggregation, masked=config.secagg.enabled)
+        clip = secure_clip(config)
+        if clip is not None and known_method(config.aggregation.method).sketches:
+            check_later_product(adapter, previous, product_bounds(spec.shapes, clip), rounds=to - since)
+            return
+        method = aggregator(config.aggregation, clip=clip)
         trained = {factor for number in range(since, to) for factor in method.factors(number)}
         encoding = round_encoding(config, spec, tuple(sorted(trained)), self.roster)
         check_later_adapter(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from fedtune.aggregation.ranks import full_delta
 from fedtune.aggregation.sketch import sketched
+from fedtune.aggregation.sketched_change import sketched_change
+from fedtune.config.derived import secure_clip
 from fedtune.config.methods import method
 from fedtune.config.schema import Config
 from fedtune.models.adapted import AdaptedModel
@@ -34,7 +36,9 @@ def uplink_spec(config: Config, spec: AdapterSpec, site: str) -> AdapterSpec:
     return spec if rank == config.peft.rank else spec.with_rank(rank)
 
 
-def uplink(config: Config, model: AdaptedModel, delta: Delta, factors: Sequence[Factor]) -> Delta:
+def uplink(
+    config: Config, model: AdaptedModel, delta: Delta, factors: Sequence[Factor], received: Adapter
+) -> Delta:
     """Return what a site sends.
 
     Args:
@@ -42,9 +46,13 @@ def uplink(config: Config, model: AdaptedModel, delta: Delta, factors: Sequence[
         model: With the trained adapter on it.
         delta: Of all that was trained.
         factors: That travel.
+        received: The global adapter that the site received.
     """
-    if method(config.aggregation.method).sketches and config.aggregation.sketch_width is not None:
-        return sketched(model.read_adapter(), model.spec, config.aggregation.sketch_width)
+    width, clip = config.aggregation.sketch_width, secure_clip(config)
+    if method(config.aggregation.method).sketches and width is not None:
+        if clip is not None:
+            return sketched_change(model.read_adapter(), received, width, clip)
+        return sketched(model.read_adapter(), model.spec, width)
     return Delta(tensors={name: delta.tensors[name] for name in model.spec.names(factors)})
 
 

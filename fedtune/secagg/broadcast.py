@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedtune.errors import Problem, SecureAggregationError
 from fedtune.secagg.problems import problem
 
-__all__ = ["check_later_adapter", "check_start_adapter"]
+__all__ = ["check_later_adapter", "check_start_adapter", "differing_names"]
 
 _FLOAT_SLACK: Final = 1e-6
 """Relative: some roundings of adapter entries to float32."""
@@ -28,7 +28,7 @@ def check_start_adapter(received: Mapping[str, NDArray[Any]], expected: Mapping[
     Raises:
         SecureAggregationError: FT917 with every tensor that differs.
     """
-    problems = _names(received, expected)
+    problems = differing_names(received, expected)
     problems += [
         problem("FT917", f"{name} is not the seeded start", where=name)
         for name in sorted(expected.keys() & received.keys())
@@ -60,7 +60,7 @@ def check_later_adapter(
     Raises:
         SecureAggregationError: FT917 with every tensor that moved too far or holds a NaN.
     """
-    problems = _names(received, previous)
+    problems = differing_names(received, previous)
     for name in sorted(previous.keys() & received.keys()):
         allowed = rounds * abs(server_step) * bounds.get(name, 0.0) * (1 + excess)
         before = np.asarray(previous[name], dtype=np.float64)
@@ -74,7 +74,14 @@ def check_later_adapter(
         raise SecureAggregationError(problems)
 
 
-def _names(received: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> list[Problem]:
+def differing_names(
+    received: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]
+) -> list[Problem]:
+    """Return no problem for an adapter of the expected names and shapes.
+
+    Raises:
+        SecureAggregationError: FT917 with every tensor that is missing, unknown or of another shape.
+    """
     problems = [
         problem("FT917", f"{name} is missing or unexpected in the received adapter", where=name)
         for name in sorted(received.keys() ^ expected.keys())

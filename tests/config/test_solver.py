@@ -99,6 +99,11 @@ def test_the_table_is_complete() -> None:
     ("overrides", "said"),
     [
         (["aggregation=sketch", "aggregation.sketch_width=4"], "a sketch must be at least as wide"),
+        (
+            ["aggregation=sketch", "secagg=on", "aggregation.sketch_width=24"],
+            "under secure aggregation a sketch must be at least twice",
+        ),
+        (["aggregation=sketch", "secagg=on", "secagg.groups=3"], "that of sketches is no sketch"),
         (["aggregation=sketch", "aggregation.error_meter=true"], "the server receives sketches"),
         (["aggregation=fedsa", "aggregation.error_meter=true"], "each site has its own"),
         (["aggregation=ffa", "aggregation.site_ranks={a: 99}"], "has 16"),

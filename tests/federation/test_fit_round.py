@@ -40,7 +40,7 @@ BASE = "ab" * 32
 
 
 def request(round_number: int):
-    return train_request(CONFIG, aggregator(CONFIG.aggregation, masked=True), round_number)
+    return train_request(CONFIG, aggregator(CONFIG.aggregation, clip=0.05), round_number)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import numpy as np
 import fedtune
 from fedtune.aggregation.control import control_name
 from fedtune.aggregation.registry import aggregator
-from fedtune.config.derived import update_bytes
+from fedtune.config.derived import secure_clip, update_bytes
 from fedtune.config.methods import method
 from fedtune.config.schema import Config
 from fedtune.federation.dialogue import MESSAGE_TYPES
@@ -128,9 +128,7 @@ def preview(
         SecureAggregationError: FT914 to FT916, a round that cannot be encoded.
         ValueError: Secure aggregation without a roster.
     """
-    request = train_request(
-        config, aggregator(config.aggregation, masked=config.secagg.enabled), round_number
-    )
+    request = train_request(config, aggregator(config.aggregation, clip=secure_clip(config)), round_number)
     spec = adapter_spec(config.model, config.peft)
     teller = _Teller(config=config, policy=policy, site=site, round=round_number)
     encoding = None

@@ -18,6 +18,7 @@ from flwr.app import Message, RecordDict
 
 from fedtune.aggregation.control import as_controls
 from fedtune.aggregation.registry import aggregator
+from fedtune.config.derived import secure_clip
 from fedtune.config.schema import Config
 from fedtune.errors import FederationError, Problem
 from fedtune.federation.client import build_client_app
@@ -101,9 +102,7 @@ def _untold(*_: object) -> None:
 def _answered(grid: InProcessGrid, spec: AdapterSpec, config: Config, round_number: int) -> Trial:
     adapter = initial_adapter(spec, config.seed)
     start = to_arrays(adapter)
-    request = train_request(
-        config, aggregator(config.aggregation, masked=config.secagg.enabled), round_number
-    )
+    request = train_request(config, aggregator(config.aggregation, clip=secure_clip(config)), round_number)
     hello, _ = _ask(grid, "hello", content(HelloRequest()), HelloReply)
     controlled = config.training.control_variates
     asked = with_controls(start, adapter, {}, spec, request.factors) if controlled else start
