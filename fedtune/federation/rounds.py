@@ -196,11 +196,13 @@ class Federation:
                 opened = self._opened_sum(self.secure, request, adapter, cohort, quorum)
             except (FederationError, SecureAggregationError) as error:
                 missed = error.problems[0]
+                if missed.code not in ("FT607", "FT920"):
+                    raise
                 never = None if fit is None else fit.never(self._sites.failures, quorum)
                 if fit is not None and never is not None:
                     self.run.events.append(fit.unfitted(never))
                     return adapter
-                if missed.code not in ("FT607", "FT920") or attempt == attempts:
+                if attempt == attempts:
                     raise
                 self.run.events.append(
                     QuorumMissed(round=round_number, attempt=attempt, attempts=attempts, reason=missed.what)
