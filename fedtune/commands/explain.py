@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from fedtune.commands.reporting import print_json, report_problems, say
 from fedtune.config.compose import judged
 from fedtune.config.methods import METHODS, method
 from fedtune.config.schema import Config, ModelConfig, PeftConfig
-from fedtune.config.solver import Alternative, alternatives, requirements
+from fedtune.config.solver import Alternative, Requirement, alternatives, noise_requirement, requirements
 from fedtune.errors import ConfigError
 from fedtune.observability import wording
 
@@ -35,13 +36,17 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigError: The overrides are no configuration at all.
         ModelError: The architecture or the target list does not fit.
     """
-    config, problems = judged(arguments.overrides)
-    others = alternatives(arguments.overrides)
+    overrides, private = _planned(arguments.overrides)
+    config, problems = judged(overrides)
+    others = alternatives(overrides)
     priced = {each.method: _costs(each.config) for each in others if each.config and not each.problems}
     if arguments.json:
-        print_json(_object(config, problems, others, priced))
+        print_json(_object(config, problems, others, priced, private=private))
     else:
-        for line in (*_lines(config), *_cost_lines(config, None if problems else _costs(config))):
+        for line in (
+            *_lines(config, private=private),
+            *_cost_lines(config, None if problems else _costs(config)),
+        ):
             say(line)
         say("\nother methods under these settings")
         for each in others:
@@ -51,6 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
         report_problems(ConfigError(problems), as_json=False)
         return ConfigError.exit_code
     return 0
+
+
+def _planned(overrides: Sequence[str]) -> tuple[list[str], bool]:
+    """Take ``dp=on`` or ``dp=off`` out: it asks what noise would need, and is no key of a configuration."""
+    return [text for text in overrides if text not in {"dp=on", "dp=off"}], "dp=on" in overrides
+
+
+def _requirements(config: Config, *, private: bool) -> tuple[Requirement, ...]:
+    return (*requirements(config), *([noise_requirement(config)] if private else []))
 
 
 def _costs(config: Config) -> Costs:
@@ -73,7 +87,7 @@ def _clients(config: Config) -> int:
     return min(config.federation.clients_per_round or sites, sites)
 
 
-def _lines(config: Config) -> list[str]:
+def _lines(config: Config, *, private: bool) -> list[str]:
     chosen = config.aggregation.method
     known = method(chosen)
     lines = [
@@ -84,9 +98,12 @@ def _lines(config: Config) -> list[str]:
         "",
         f"{'':<18} {'needs':<46} has",
     ]
-    for each in requirements(config):
+    for each in _requirements(config, private=private):
         mark = "ok" if each.met else "NO"
         lines.append(f"{mark} {each.about:<15} {each.needs:<46} {each.has}")
+    if private:
+        suited = ", ".join(name for name, each in METHODS.items() if each.sums_one_factor)
+        lines += ["", f"dp is for planning: no run adds noise yet. Sums of one factor: {suited}"]
     return lines
 
 
@@ -138,7 +155,12 @@ def _verdict(each: Alternative, found: Costs | None) -> str:
 
 
 def _object(
-    config: Config, problems: Any, others: tuple[Alternative, ...], priced: dict[str, Costs]
+    config: Config,
+    problems: Any,
+    others: tuple[Alternative, ...],
+    priced: dict[str, Costs],
+    *,
+    private: bool,
 ) -> dict[str, Any]:
     known = method(config.aggregation.method)
     return {
@@ -148,7 +170,7 @@ def _object(
         "travels": _travels(config),
         "source": known.source,
         "moments_kept": not known.resets_moments,
-        "requirements": [dataclasses.asdict(each) for each in requirements(config)],
+        "requirements": [dataclasses.asdict(each) for each in _requirements(config, private=private)],
         "problems": [dataclasses.asdict(problem) for problem in problems],
         "costs": None if problems else dataclasses.asdict(_costs(config)),
         "methods": [

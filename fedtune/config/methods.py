@@ -98,6 +98,13 @@ class Method:
         return None
 
     @property
+    def sums_one_factor(self) -> bool:
+        """Whether all that ever travels are sums of one and the same factor, so that noise in them enters the
+        products once.
+        """
+        return self.summable and len({factor for factors in self.schedule for factor in factors}) == 1
+
+    @property
     def trained(self) -> Factors:
         """All factors that some round trains, those that a site keeps included."""
         found = {factor for factors in (*self.schedule, self.kept) for factor in factors}

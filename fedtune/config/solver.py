@@ -17,7 +17,7 @@ from fedtune.config.pace_rules import asynchronous_findings
 from fedtune.config.schema import Config
 from fedtune.errors import ConfigError, Problem
 
-__all__ = ["Alternative", "Requirement", "alternatives", "requirements"]
+__all__ = ["Alternative", "Requirement", "alternatives", "noise_requirement", "requirements"]
 
 
 _OWN_MODELS = {
@@ -187,6 +187,28 @@ def requirements(config: Config) -> tuple[Requirement, ...]:
             )
         )
     return tuple(found)
+
+
+def noise_requirement(config: Config) -> Requirement:
+    """Return what differential privacy would need of the method: for planning, as no run adds noise yet.
+
+    A sum of clipped updates has a bounded sensitivity. Noise in both factors is multiplied: (B + b)(A + a)
+    holds b a, which grows with the square of the noise, also where the factors are trained in turn (Sun et
+    al., "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024, section 3).
+    """
+    known = method(config.aggregation.method)
+    if not known.secure:
+        has = "each update by itself: noise in a sum would not cover it"
+    elif known.sums_one_factor:
+        has = "one factor: noise enters the products once"
+    else:
+        has = "both factors, in turn or together: noise is multiplied"
+    return Requirement(
+        about="noise",
+        needs="sums of one factor's clipped updates",
+        has=has,
+        met=known.sums_one_factor,
+    )
 
 
 def alternatives(overrides: Sequence[str]) -> tuple[Alternative, ...]:
