@@ -78,7 +78,7 @@ def overrides_of(method: str, split: str, clients: int, rank: int, seed: int) ->
     divided = ["partition=iid"] if split == "iid" else ["partition=dirichlet", f"partition.alpha={split}"]
     width = [f"aggregation.sketch_width={2 * COHORT * rank}"] if METHODS[method].sketches else []
     cut = [f"aggregation.side_car_rank={4 * rank}"] if method in WITH_CUT else []
-    rate = chosen_rate(method)
+    rate = chosen_rate(method, rank)
     return [
         f"name=aggregation_study_{method}_{split}_{clients}_{rank}_{seed}",
         f"aggregation={method}",
@@ -94,9 +94,9 @@ def overrides_of(method: str, split: str, clients: int, rank: int, seed: int) ->
     ]
 
 
-def chosen_rate(method: str) -> str | None:
+def chosen_rate(method: str, rank: int) -> str | None:
     """Return the learning rate that was best for a method in `choose`; None if it was not measured."""
-    losses = _known("aggregation_choice").get(method)
+    losses = _known("aggregation_choice").get(f"{rank}/{method}")
     return min(losses, key=losses.__getitem__) if losses else None
 
 
@@ -126,12 +126,12 @@ def runner(own: Sequence[str]) -> Iterator[Runner]:
 
 
 def choose(chosen: argparse.Namespace) -> None:
-    """Measure each method at each rate and write the losses on validation rows."""
+    """Measure each method at each rate and rank, and write the losses on validation rows."""
     results = _known("aggregation_choice")
     with runner(chosen.overrides) as run:
 
-        def loss(method: str, rate: float) -> float:
-            named, *settings = overrides_of(method, "0.5", 10, 4, CHOOSING_SEED)
+        def loss(method: str, rank: int, rate: float) -> float:
+            named, *settings = overrides_of(method, "0.5", 10, rank, CHOOSING_SEED)
             figures = run([
                 f"{named}_{rate:g}",
                 *(setting for setting in settings if "learning_rate" not in setting),
@@ -142,11 +142,11 @@ def choose(chosen: argparse.Namespace) -> None:
             measured: float = figures["loss"]
             return measured
 
-        for method in chosen.methods:
-            losses = {rate: loss(method, rate) for rate in RATES}
+        for rank, method in itertools.product(chosen.ranks, chosen.methods):
+            losses = {rate: loss(method, rank, rate) for rate in RATES}
             while min(losses, key=losses.__getitem__) == (largest := max(losses)):
-                losses[2 * largest] = loss(method, 2 * largest)
-            results[method] = {f"{rate:g}": measured for rate, measured in losses.items()}
+                losses[2 * largest] = loss(method, rank, 2 * largest)
+            results[f"{rank}/{method}"] = {f"{rate:g}": measured for rate, measured in losses.items()}
             _write("aggregation_choice", results, choice_table(results))
     print(choice_table(results))
 

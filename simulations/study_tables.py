@@ -155,10 +155,11 @@ def attack_table(results: Results) -> str:
 def choice_table(results: Mapping[str, Mapping[str, float]]) -> str:
     """Return each method's loss at each rate, and the best of them in bold."""
     rates = dict.fromkeys(rate for losses in results.values() for rate in losses)
-    lines = ["| method | " + " | ".join(rates) + " |", "|---" * (len(rates) + 1) + "|"]
-    for method, losses in results.items():
+    lines = ["| rank | method | " + " | ".join(rates) + " |", "|---" * (len(rates) + 2) + "|"]
+    for key, losses in results.items():
+        rank, _, method = key.partition("/")
         best = min(losses, key=losses.__getitem__)
         shown = {rate: f"{loss:.3f}" for rate, loss in losses.items()} | {best: f"**{losses[best]:.3f}**"}
         cells = [shown.get(rate, "") for rate in rates]
-        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+        lines.append(f"| {rank} | `{method}` | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

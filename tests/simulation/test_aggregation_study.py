@@ -94,7 +94,7 @@ def test_the_attack_table_is_the_share_of_the_clean_gain_that_is_left(tables: Mo
 
 
 def test_the_best_rate_stands_out(tables: ModuleType) -> None:
-    assert "| `ffa` | 2.500 | **2.250** |" in tables.choice_table({"ffa": {"0.01": 2.5, "0.02": 2.25}})
+    assert "| 4 | `ffa` | 2.500 | **2.250** |" in tables.choice_table({"4/ffa": {"0.01": 2.5, "0.02": 2.25}})
 
 
 @pytest.mark.parametrize("method", METHODS)
