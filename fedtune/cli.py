@@ -194,6 +194,9 @@ def _bench(commands: Commands) -> None:
     )
     add_json(local)
 
+    scale = commands.add_parser("scale", help="10 to 10,000 virtual clients that do all but train")
+    add_json(scale)
+
 
 def _add(commands: Commands, name: str) -> argparse.ArgumentParser:
     purpose, example = EXAMPLES[name]

@@ -114,12 +114,20 @@ def _local(arguments: argparse.Namespace) -> dict[str, Value]:
     return dict(bench_local(repeats=arguments.repeats, on_part=_part))
 
 
+def _scale(_: argparse.Namespace) -> dict[str, Value]:
+    """Many virtual clients, each number of them in a process of its own."""
+    from fedtune.simulation.bench_scale import bench_scale  # noqa: PLC0415
+
+    return dict(bench_scale(on_part=_part))
+
+
 _BENCHES: dict[str, Callable[[argparse.Namespace], dict[str, Value]]] = {
     "startup": _startup,
     "secagg": _secagg,
     "deployment": _deployment,
     "aggregation": _aggregation,
     "local": _local,
+    "scale": _scale,
 }
 
 

@@ -102,4 +102,22 @@ def own_model_findings(config: Config) -> Iterator[Finding]:
         )
 
 
-LOCAL_RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (_control_variates, own_model_findings)
+def _evaluated(config: Config) -> Iterator[Finding]:
+    """A site writes its own model when it is evaluated after the last round."""
+    own, chosen = config.personal.name, config.aggregation.method
+    if config.evaluation.clients is None or not (own != "none" or method(chosen).kept):
+        return
+    has = f"personal={own}" if own != "none" else f"aggregation={chosen}"
+    yield (
+        f"under {has} every site has a model of its own, which it is asked about and writes after the last "
+        "round, and evaluation.clients leaves sites out",
+        "evaluation.clients, personal.name, aggregation.method",
+        "set evaluation.clients=null",
+    )
+
+
+LOCAL_RULES: tuple[Callable[[Config], Iterator[Finding]], ...] = (
+    _control_variates,
+    own_model_findings,
+    _evaluated,
+)

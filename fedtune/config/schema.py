@@ -429,6 +429,10 @@ class EvaluationConfig:
     """Held-out evaluation at every site after each n-th round, before the first and after the last;
     0 evaluates only before the first and after the last."""
 
+    clients: PositiveInt | None
+    """How many clients every evaluation asks, always the same ones, drawn from the seed; null asks all. With
+    thousands of clients, asking all takes longer than training."""
+
     rows: Literal["held_out", "validation"]
     """The rows that every evaluation of the run uses, its baselines' too."""
 

@@ -186,6 +186,6 @@ class AsynchronousFederation:
 
     def _finish(self, number: int, *, evaluate: bool) -> None:
         adapter = self._adapters[number]
-        loss = loss_at_sites(self._sites, number, adapter, {}) if evaluate else None
+        loss = loss_at_sites(self._sites, self.config, number, adapter, {}) if evaluate else None
         reached = self._pace.time(self._flight)
         self.run.events.append(RoundFinished(round=number, held_out_loss=loss, virtual_seconds=reached))

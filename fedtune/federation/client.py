@@ -57,6 +57,8 @@ __all__ = ["build_client_app"]
 
 logger = logging.getLogger(__name__)
 
+_HELLO = "query.hello"
+
 
 def build_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
     """Make the ClientApp that answers ``query.hello``, ``train``, ``query.secagg`` and ``evaluate``.
@@ -87,13 +89,14 @@ def build_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
                 logger.exception("%s failed at %s", name, message.metadata.message_type)
                 failure = Failure(site=name, code="FT609", reason=f"unexpected {type(error).__name__}")
             finally:
-                release_memory()
+                if message.metadata.message_type != _HELLO:  # which takes no memory worth the time
+                    release_memory()
             return Message(content(failure), reply_to=message)
 
         return answer
 
     # flwr's decorators give back the function unchanged; what matters is that they register it.
-    app.query("hello")(answering(_hello))
+    app.query(_HELLO.removeprefix("query."))(answering(_hello))
     app.train()(answering(_train))
     app.query("secagg")(answering(_secagg))
     app.evaluate()(answering(_evaluate))

@@ -58,6 +58,7 @@ class Dialogue:
     record: Callable[[Event], None]
     nodes: dict[str, int] = field(default_factory=dict)
     failures: list[ClientFailed] = field(default_factory=list)
+    _told: set[tuple[Stage, str, str, int | None]] = field(default_factory=set, init=False)
 
     def ask(
         self,
@@ -146,11 +147,10 @@ class Dialogue:
         Who cannot be greeted for one reason is recorded once, and who is away from a round once in it.
         """
         failure = ClientFailed(round=round_number, client=name, stage=stage, code=code, reason=reason)
-        repeated = (stage == "hello" or code == "FT612") and any(
-            (before.stage, before.client, before.code) == (stage, name, code)
-            and (stage == "hello" or before.round == round_number)
-            for before in self.failures
-        )
+        of_round = None if stage == "hello" else round_number
+        this = (stage, name, code, of_round)
+        repeated = (stage == "hello" or code == "FT612") and this in self._told
+        self._told.add(this)
         self.failures.append(failure)
         if not repeated:
             self.record(failure)

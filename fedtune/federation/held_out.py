@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from flwr.app import Message
 
 from fedtune.aggregation.carrying import Carried
+from fedtune.config.schema import Config
 from fedtune.federation.dialogue import Dialogue
 from fedtune.federation.downlink import downlink_to_test
 from fedtune.federation.replies import require_own
+from fedtune.federation.sampling import evaluated_clients
 from fedtune.federation.wire import EvaluateReply, EvaluateRequest
 from fedtune.models.adapter import Adapter
 from fedtune.observability.events import ClientEvaluated
@@ -17,9 +19,11 @@ from fedtune.observability.events import ClientEvaluated
 __all__ = ["loss_at_sites", "losses_at_sites", "mean_loss"]
 
 
-def loss_at_sites(sites: Dialogue, round_number: int, adapter: Adapter, carried: Carried) -> float | None:
-    """Ask all sites as `losses_at_sites` does, and return the mean of what they say."""
-    return mean_loss(losses_at_sites(sites, round_number, adapter, carried))
+def loss_at_sites(
+    sites: Dialogue, config: Config, round_number: int, adapter: Adapter, carried: Carried
+) -> float | None:
+    """Ask sites as `losses_at_sites` does, and return the mean of what they say."""
+    return mean_loss(losses_at_sites(sites, config, round_number, adapter, carried))
 
 
 def mean_loss(losses: Mapping[str, float]) -> float | None:
@@ -30,12 +34,13 @@ def mean_loss(losses: Mapping[str, float]) -> float | None:
 
 
 def losses_at_sites(
-    sites: Dialogue, round_number: int, adapter: Adapter, carried: Carried
+    sites: Dialogue, config: Config, round_number: int, adapter: Adapter, carried: Carried
 ) -> dict[str, float]:
-    """Ask all sites, record what each says, and return the loss of those that hold rows out and say it.
+    """Ask sites, record what each says, and return the loss of those that hold rows out and say it.
 
     Args:
         sites: The way to them.
+        config: The run's; ``evaluation.clients`` says how many are asked.
         round_number: Round after which the adapter is; 0 for the start.
         adapter: The global adapter.
         carried: What the aggregation method remembers; a side-car among it travels, and to each site the
@@ -63,7 +68,7 @@ def losses_at_sites(
         "evaluate",
         round_number,
         EvaluateRequest(round=round_number),
-        to=sorted(sites.nodes),
+        to=evaluated_clients(sites.nodes, count=config.evaluation.clients, seed=config.seed),
         expect=EvaluateReply,
         arrays=downlink_to_test(adapter, carried),
         accept=accept,

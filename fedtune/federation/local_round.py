@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -55,7 +56,9 @@ class Trained:
 def read_global(
     record: ArrayRecord, site: Site, model: AdaptedModel, *, factors: Sequence[Factor], where: str
 ) -> GlobalModel:
-    """Decode what came with a message.
+    """Decode what came with a message; its arrays are for reading only.
+
+    The clients of a simulation are sent one and the same record in a round, and it is decoded once.
 
     Args:
         record: The arrays of the message.
@@ -68,6 +71,10 @@ def read_global(
     Raises:
         UpdateError: FT501 to FT505, as of `fedtune.updates.codec.from_arrays`.
     """
+    asked = (site.config, model.spec, tuple(factors))
+    if (known := _LAST.of(record, asked)) is not None:
+        return known
+    whole = record
     controls: Adapter = {}
     own: Adapter = {}
     if not factors and site.config.personal.name == "clusters":
@@ -76,7 +83,34 @@ def read_global(
         record, controls = read_controls(record, model.spec, factors, site.config.updates, where=where)
     has_side_car = method(site.config.aggregation.method).has_side_car
     adapter, side_car = received(record, model.spec, has_side_car=has_side_car, where=where)
-    return GlobalModel(adapter=adapter, side_car=side_car, controls=controls, own=own)
+    found = GlobalModel(adapter=adapter, side_car=side_car, controls=controls, own=own)
+    _LAST.keep(whole, asked, found)
+    return found
+
+
+class _LastRead:
+    """What the last record held, as long as the record is there."""
+
+    def __init__(self) -> None:
+        self._found: tuple[weakref.ref[ArrayRecord], object, GlobalModel] | None = None
+
+    def of(self, record: ArrayRecord, asked: object) -> GlobalModel | None:
+        if self._found is None or self._found[0]() is not record or self._found[1] != asked:
+            return None
+        return self._found[2]
+
+    def keep(self, record: ArrayRecord, asked: object, found: GlobalModel) -> None:
+        for tensors in (found.adapter, found.side_car, found.controls, found.own):
+            for tensor in tensors.values():
+                tensor.flags.writeable = False
+        self._found = weakref.ref(record, self._forget), asked, found
+
+    def _forget(self, gone: weakref.ref[ArrayRecord]) -> None:
+        if self._found is not None and self._found[0] is gone:
+            self._found = None
+
+
+_LAST = _LastRead()
 
 
 def fit(
@@ -101,7 +135,7 @@ def fit(
     before = variates.before(request.round, start.adapter) if start.controls else {}
     started = time.time()
     with _trainable(site, model, start, request.round):
-        result = train(
+        result = (site.trainer or train)(
             model,
             steps,
             config=site.config.training,

@@ -382,7 +382,7 @@ class Federation:
         """Return the held-out losses of an adapter, asked for once a round."""
         known_round, known, losses = self._measured
         if known_round != round_number or known is not adapter:
-            losses = losses_at_sites(self._sites, round_number, adapter, carried)
+            losses = losses_at_sites(self._sites, self.config, round_number, adapter, carried)
             self._measured = round_number, adapter, losses
         return losses
 

@@ -1,14 +1,14 @@
-"""Which clients take part in a round."""
+"""Which clients take part in a round, and which are evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from fedtune.data.seeds import derive_seed
 
-__all__ = ["sample_clients"]
+__all__ = ["evaluated_clients", "sample_clients"]
 
 
 def sample_clients(
@@ -33,3 +33,23 @@ def sample_clients(
     stream = np.random.Generator(np.random.PCG64(derive_seed(seed, "cohort", round_number)))
     chosen = stream.choice(len(everyone), size=count, replace=False)
     return tuple(everyone[index] for index in sorted(chosen))
+
+
+def evaluated_clients(names: Iterable[str], *, count: int | None, seed: int) -> list[str]:
+    """Draw the clients whose held-out rows judge the run: a uniform sample, the same in every round.
+
+    Each client has a number of its own, drawn from the seed and its name, and those with the smallest are
+    taken: where one comes or goes, at most one other leaves the sample or enters it.
+
+    Args:
+        names: All clients that are there.
+        count: How many to draw; None, or more than there are, takes all.
+        seed: The run's seed.
+
+    Returns:
+        The drawn names in sorted order.
+    """
+    everyone = sorted(names)
+    if count is None or count >= len(everyone):
+        return everyone
+    return sorted(sorted(everyone, key=lambda name: derive_seed(seed, "evaluation", name))[:count])

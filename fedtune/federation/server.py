@@ -28,6 +28,7 @@ from fedtune.federation.secure_round import SecureCoordinator
 from fedtune.keys.authority import COORDINATOR_KEY
 from fedtune.models.adapted import adapter_spec
 from fedtune.models.adapter import Adapter, AdapterSpec, initial_adapter
+from fedtune.models.hardware import reuse_freed_memory
 from fedtune.observability.events import RunFinished, RunStarted, Split, read_events
 from fedtune.observability.memory import peak_memory_mib
 from fedtune.observability.run_directory import RunDirectory
@@ -110,6 +111,7 @@ def run_federation(
     Raises:
         FedtuneError: As `Federation.run_rounds`, `AsynchronousFederation.run_steps` and `load_checkpoint`.
     """
+    reuse_freed_memory()
     spec = adapter_spec(config.model, config.peft)
     if secure is None and config.secagg.enabled:
         folder = secure_folder(run.path)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedtune.data.tokenize import TokenizedExample
     from fedtune.federation.secure_site import SecureSite
     from fedtune.models.adapted import AdaptedModel
-    from fedtune.training.train import StepReport
+    from fedtune.training.train import StepReport, TrainingResult
 
 __all__ = ["Site", "WalkPosition"]
 
@@ -45,6 +45,8 @@ class Site:
         own_model_dir: Where its own model is written after the last round, if it has one; None for nowhere.
         on_step: Told of the site, the round and of each optimizer step, for a progress display.
         on_microbatch: Called before each forward pass of an evaluation; what it raises ends it.
+        trainer: Takes a round's steps in the place of `fedtune.training.train.train`, with its arguments: for
+            measurements of all that is not training. None takes that one.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Site:
     own_model_dir: Path | None = None
     on_step: Callable[[str, int, StepReport], None] | None = None
     on_microbatch: Callable[[], object] | None = None
+    trainer: Callable[..., TrainingResult] | None = None
 
     def told(self, metric: Metric, value: T) -> T | None:
         """Return a number if it may leave this site, else None."""

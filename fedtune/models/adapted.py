@@ -220,7 +220,20 @@ def adapter_spec(model: ModelConfig, peft: PeftConfig) -> AdapterSpec:
     Raises:
         ModelError: FT301 to FT307, as `load_adapted_model`.
     """
-    return spec_of(add_lora(skeleton(architecture(model)), peft, _adapter_dtype(model)), peft)
+    found, dtype = architecture(model), _adapter_dtype(model)
+    key = (
+        found.to_json_string(use_diff=False),
+        peft,
+        dtype,
+    )  # the files may have changed since the last time
+    if key not in _specs:
+        _specs.clear()
+        _specs[key] = spec_of(add_lora(skeleton(found), peft, dtype), peft)
+    return _specs[key]
+
+
+_specs: dict[tuple[str, PeftConfig, torch.dtype], AdapterSpec] = {}
+"""The last description: making the layers takes a second or two, and a run asks for it five times."""
 
 
 def _adapter_dtype(model: ModelConfig) -> torch.dtype:

@@ -29,6 +29,7 @@ from fedtune.observability.progress_state import ClientState, ProgressState
 __all__ = ["progress"]
 
 _MOST_CLIENTS = 16
+_MOST_FAILED = 64
 _STATUS = {"waiting": "dim", "training": "cyan", "trained": "", "evaluated": "green", "failed": "bold red"}
 _PHASES = {
     "loading": "loading",
@@ -144,11 +145,11 @@ def _add_row(table: Table, name: str, client: ClientState) -> None:
 
 
 def _shown(clients: dict[str, ClientState]) -> dict[str, ClientState]:
-    """Return the clients to show, in their order: every failed one, those at work, then others."""
+    """Return the clients to show, in their order: those that failed, those at work, then others."""
     if len(clients) <= _MOST_CLIENTS:
         return clients
     rank = {"failed": 0, "training": 1, "trained": 2, "evaluated": 3, "waiting": 4}
     first = sorted(clients, key=lambda name: rank[clients[name].status])
     failed = sum(client.status == "failed" for client in clients.values())
-    chosen = set(first[: max(_MOST_CLIENTS, failed)])
+    chosen = set(first[: min(max(_MOST_CLIENTS, failed), _MOST_FAILED)])
     return {name: client for name, client in clients.items() if name in chosen}

@@ -24,6 +24,8 @@ from fedtune.observability.statistics import mean
 
 __all__ = ["ClientState", "ProgressState"]
 
+_FEW = 256
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClientState:
@@ -61,6 +63,7 @@ class ProgressState:
     held_out: dict[int, float | None] = field(default_factory=dict)
     started: float | None = None
     _base: list[float | None] = field(default_factory=list)
+    """Losses of the base so far; after the first `_FEW` sites their mean is shown when all are there."""
     _round_started: float | None = None
     _round_seconds: list[float] = field(default_factory=list)
 
@@ -120,7 +123,8 @@ class ProgressState:
             case ClientEvaluated():
                 if event.round == 0:
                     self._base.append(event.loss)
-                    self.held_out[0] = mean(self._base)
+                    if len(self._base) <= _FEW:
+                        self.held_out[0] = mean(self._base)
                 self._update(event.client, status="evaluated", held_out_loss=event.loss)
             case ClientFailed():
                 self._update(event.client, status="failed", reason=f"{event.code}: {event.reason}")

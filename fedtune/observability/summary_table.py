@@ -15,6 +15,8 @@ from fedtune.observability.verdict import verdict
 __all__ = ["print_summary"]
 
 _TONES = {"good": "bold green", "mixed": "bold yellow", "bad": "bold red", "open": "bold"}
+_MOST_SITES = 100
+"""Rows of a table in the terminal; ``--json`` has all."""
 _KINDS = {
     "base": "base",
     "federated": "federated",
@@ -59,13 +61,18 @@ def _losses(summary: Mapping[str, Any]) -> Table:
         table.add_column(_KINDS[kind], justify="right")
     table.add_column("better than alone")
     answers = {True: Text("yes", style="green"), False: Text("no", style="bold red"), None: Text("")}
-    for name, site in sites.items():
+    known = [name for name, site in sites.items() if any(site[kind] is not None for kind in kinds)]
+    names = list(sites) if len(sites) <= _MOST_SITES else known[:_MOST_SITES]
+    for name in names:
+        site = sites[name]
         table.add_row(
             Text(_clean(name)),
             wording.count(site["train_examples"]),
             *(wording.loss(site[kind]) for kind in kinds),
             answers[site["better_than_local"]],
         )
+    if len(names) < len(sites):
+        table.add_row(Text(f"and {len(sites) - len(names):,} more, see --json", style="dim"))
     table.add_row("mean", "", *(wording.loss(summary["held_out_loss"][kind]) for kind in kinds), style="bold")
     return table
 
@@ -121,9 +128,12 @@ def _failures(summary: Mapping[str, Any]) -> Table:
     table = Table(title="What failed", title_justify="left", box=None, pad_edge=False)
     for heading in ("round", "site", "in", "code", "reason"):
         table.add_column(heading)
-    for failure in summary["failures"]:
+    for failure in summary["failures"][:_MOST_SITES]:
         cells = (str(failure[key]) for key in ("round", "client", "stage", "code", "reason"))
         table.add_row(*(Text(_clean(cell)) for cell in cells))
+    if len(summary["failures"]) > _MOST_SITES:
+        more = f"and {len(summary['failures']) - _MOST_SITES:,} more, see --json"
+        table.add_row("", Text(more, style="dim"))
     return table
 
 

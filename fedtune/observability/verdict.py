@@ -60,17 +60,19 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
             "Whether a site would have done as well alone was not measured; the local baseline measures it."
         )
     return Verdict(
-        headline=_headline(len(judged), len(worse), against),
+        headline=_headline(len(judged), len(worse), against, unjudged=len(missing)),
         sentences=tuple(sentence for sentence in sentences if sentence),
         tone="good" if not worse else "bad" if len(worse) == len(judged) else "mixed",
     )
 
 
-def _headline(judged: int, worse: int, against: str) -> str:
+def _headline(judged: int, worse: int, against: str, *, unjudged: int) -> str:
     helped = judged - worse
     which = "every site" if not worse else "no site" if not helped else f"{helped} of {judged} sites"
     if judged == 1:
         which = "the one site" if helped else "no site"
+    elif unjudged > judged:  # a sample was evaluated: it speaks for itself
+        which = f"{helped or 'none'} of the {judged} sites that were evaluated"
     if against == "local":
         return f"Federating helped {which}."
     return f"The federated model beats the base at {which}."

@@ -101,6 +101,8 @@ def rounds_(number: int) -> str:
     return f"{number} round" if number == 1 else f"{number} rounds"
 
 
-def listing(names: Sequence[str]) -> str:
-    """A, B and C."""
+def listing(names: Sequence[str], most: int = 40) -> str:
+    """A, B and C; of more than ``most``, the first and how many others."""
+    if len(names) > most:
+        names = [*names[: most - 1], f"{len(names) - most + 1:,} others"]
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

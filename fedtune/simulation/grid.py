@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from flwr.app import Context, Message, RecordDict
@@ -23,6 +23,8 @@ from flwr.supercore.task_identity import TaskIdentity
 __all__ = ["InProcessGrid"]
 
 RUN_ID = 1
+FIRST_NODE = 2
+"""Node 0 and 1 mean "none" and "the server" to Flower."""
 
 
 class InProcessGrid(Grid):
@@ -36,17 +38,8 @@ class InProcessGrid(Grid):
     def __init__(self, app: ClientApp, clients: int) -> None:
         self._app = app
         self._run = Run.create_empty(run_id=RUN_ID)
-        self._contexts: Mapping[int, Context] = {
-            # Node 0 and 1 mean "none" and "the server" to Flower.
-            partition + 2: Context(
-                run_id=RUN_ID,
-                node_id=partition + 2,
-                node_config={"partition-id": partition, "num-partitions": clients},
-                state=RecordDict(),
-                run_config={},
-            )
-            for partition in range(clients)
-        }
+        self._clients = clients
+        self._states: dict[int, RecordDict] = {}
         self._replies: dict[str, Message] = {}
         _become(SUPERLINK_NODE_ID)
 
@@ -61,7 +54,7 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the virtual nodes."""
-        return list(self._contexts)
+        return range(FIRST_NODE, FIRST_NODE + self._clients)
 
     def create_message(
         self,
@@ -103,16 +96,29 @@ class InProcessGrid(Grid):
         message.metadata.__dict__["_message_id"] = name
         node = message.metadata.dst_node_id
         with _identity(node):
+            context = self._context(node)
             try:
-                reply = self._app(message, self._contexts[node])
+                reply = self._app(message, context)
             except Exception as error:
                 # The fedtune client answers with a Failure of its own; this is a ClientApp that did not.
                 reason = f"{type(error).__name__}: {error}"
                 failed = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason)
                 reply = Message(failed, reply_to=message)
+        if len(context.state):
+            self._states[node] = context.state
         reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
         self._replies[name] = reply
         return name
+
+    def _context(self, node: int) -> Context:
+        """Return a node's context; only what its app keeps in the state is held between messages."""
+        return Context(
+            run_id=RUN_ID,
+            node_id=node,
+            node_config={"partition-id": node - FIRST_NODE, "num-partitions": self._clients},
+            state=self._states.get(node, RecordDict()),
+            run_config={},
+        )
 
 
 def _become(node: int) -> None:

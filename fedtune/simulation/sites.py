@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from flwr.app import Context
@@ -31,10 +32,41 @@ from fedtune.training.train import StepReport
 
 __all__ = ["VirtualSites", "load_sites", "site_of_context"]
 
+KEPT_SITES = 256
+
+
+class _Rows(Sequence[TokenizedExample]):
+    """Rows of a site, tokenized when the first of them is read: to count them costs nothing.
+
+    Args:
+        rows: Their positions in the dataset.
+        tokenize: Returns them.
+    """
+
+    def __init__(self, rows: np.ndarray, tokenize: Callable[[np.ndarray], list[TokenizedExample]]) -> None:
+        self._positions, self._tokenize = rows, tokenize
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, row: int) -> TokenizedExample: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[TokenizedExample]: ...
+    def __getitem__(self, row: int | slice) -> TokenizedExample | list[TokenizedExample]:
+        return self._all[row]
+
+    @cached_property
+    def _all(self) -> list[TokenizedExample]:
+        return self._tokenize(self._positions)
+
 
 @dataclass(frozen=True, kw_only=True)
 class VirtualSites:
-    """All sites of a simulated federation. Rows are tokenized when a site is first asked for them.
+    """All sites of a simulated federation.
+
+    A site's rows are tokenized when the first of them is read, and those of the `KEPT_SITES` sites that were
+    asked last are kept: what is in memory does not grow with the number of sites.
 
     Attributes:
         config: The whole configuration.
@@ -49,9 +81,7 @@ class VirtualSites:
     partition: Partition
     skipped_rows: int
     on_step: Callable[[str, int, StepReport], None] | None = None
-    _tokenized: dict[int, tuple[list[TokenizedExample], list[TokenizedExample]]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _tokenized: dict[int, tuple[_Rows, _Rows]] = field(default_factory=dict, init=False, repr=False)
     _poisoned: dict[int, list[TokenizedExample]] = field(default_factory=dict, init=False, repr=False)
     _secure: dict[int, SecureSite] = field(default_factory=dict, init=False, repr=False)
 
@@ -68,7 +98,8 @@ class VirtualSites:
         Raises:
             DataError: FT228, a site that is to lie about its rows has none to poison.
         """
-        train, held_out = self._rows(index)
+        own, held_out = self._rows(index)
+        train: Sequence[TokenizedExample] = own
         if not honest and self.partition.names[index] in self.config.attack.sites:
             train = self._poisoned_rows(index)
         return Site(
@@ -121,13 +152,15 @@ class VirtualSites:
             counts=tuple(tuple(int(n) for n in row) for row in counts),
         )
 
-    def _rows(self, index: int) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
+    def _rows(self, index: int) -> tuple[_Rows, _Rows]:
         if index not in self._tokenized:
             rows, split = self.partition.indices[index], self._split(index)
             self._tokenized[index] = (
-                self._tokenize(rows[split.train]),
-                self._tokenize(rows[self._tested(split)]),
+                _Rows(rows[split.train], self._tokenize),
+                _Rows(rows[self._tested(split)], self._tokenize),
             )
+            if len(self._tokenized) > KEPT_SITES:
+                del self._tokenized[next(iter(self._tokenized))]
         return self._tokenized[index]
 
     def _poisoned_rows(self, index: int) -> list[TokenizedExample]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 from types import MappingProxyType
 from typing import Any
@@ -33,7 +34,7 @@ class Delta:
         # A mapping proxy cannot be pickled, and a delta may cross to another process.
         return _rebuild, (dict(self.tensors),)
 
-    @property
+    @cached_property
     def norm(self) -> float:
         """L2 norm over all values of all tensors, summed in float64."""
         flat = (tensor.ravel().astype(np.float64) for tensor in self.tensors.values())

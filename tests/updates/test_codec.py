@@ -19,7 +19,7 @@ from support.adapters import random_adapter, random_delta, small_spec
 from fedtune.config.compose import compose
 from fedtune.errors import UpdateError
 from fedtune.models.adapter import AdapterSpec
-from fedtune.updates.codec import from_arrays, to_arrays, wire_bytes
+from fedtune.updates.codec import Layout, arrays_exactly, from_arrays, to_arrays, wire_bytes
 from fedtune.updates.encode import encode
 from fedtune.updates.protect import protect
 
@@ -69,6 +69,40 @@ def test_every_finite_value_survives_bit_for_bit(data: Any, dtype: str, factors:
     decoded = from_arrays(to_arrays(adapter), spec, factors)
     assert list(decoded) == list(spec.names(factors))
     assert all(decoded[name].tobytes() == adapter[name].tobytes() for name in adapter)
+
+
+@given(
+    stnp.arrays(
+        dtype=st.sampled_from(["<f4", ">f4", "<f8", "<i8", "|i1", "|u1", "<f2"]),
+        shape=stnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5),
+    ),
+    st.booleans(),
+)
+def test_an_array_is_written_as_flower_writes_it(array: Any, transposed: bool) -> None:
+    ours = to_arrays({"x": array.T if transposed else array})["x"]
+    values = np.ascontiguousarray(array.T if transposed else array)
+    theirs = Array(values.astype(values.dtype.newbyteorder("<")))
+    assert (ours.dtype, ours.shape, ours.stype) == (theirs.dtype, theirs.shape, theirs.stype)
+    assert ours.data == theirs.data
+
+
+def test_one_copy_of_the_values_is_made_on_either_side() -> None:
+    adapter = {name: np.zeros((512, 512), np.float32) for name in "abcd"}
+    size, spare = 4 * 2**20, 2**17
+    layouts = {name: Layout(shape=(512, 512), dtype=np.dtype(np.float32)) for name in adapter}
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        record = to_arrays(adapter)
+        assert tracemalloc.get_traced_memory()[1] - before < size + spare
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        decoded = arrays_exactly(record, layouts, where="here")
+        # The mask of finite values of one tensor comes on top: a byte each.
+        assert tracemalloc.get_traced_memory()[1] - before < size + 512 * 512 + spare
+    finally:
+        tracemalloc.stop()
+    assert all(array.flags.owndata and array.flags.writeable for array in decoded.values())
 
 
 def test_a_protected_delta_decodes_to_arrays_of_its_own() -> None:

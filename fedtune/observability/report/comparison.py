@@ -8,7 +8,16 @@ from typing import Any
 from fedtune.observability import wording
 from fedtune.observability.charts.rows import Bar, Row, grouped_rows
 from fedtune.observability.markup import Child, Markup, el
-from fedtune.observability.report.parts import NARROW, WIDE, figure, legend, section, table, tiles
+from fedtune.observability.report.parts import (
+    MOST_TABLE_ROWS,
+    NARROW,
+    WIDE,
+    figure,
+    legend,
+    section,
+    table,
+    tiles,
+)
 from fedtune.observability.verdict import Verdict
 
 __all__ = ["KINDS", "comparison", "head", "key_figures"]
@@ -185,6 +194,9 @@ def _table(summary: Summary, kinds: Mapping[str, str]) -> Markup:
         return [name, *answer, *losses, examples]
 
     sites: Mapping[str, Mapping[str, Any]] = summary["sites"]
+    names = list(sites)
+    if len(names) > MOST_TABLE_ROWS:  # those with a loss first
+        names.sort(key=lambda name: sites[name]["base"] is None)
     label = "Mean over sites"
     left_out = len(sites) - len(summary["sites_compared"])
     if left_out:
@@ -192,7 +204,7 @@ def _table(summary: Summary, kinds: Mapping[str, str]) -> Markup:
     return table(
         "Losses of every site",
         heads,
-        [cells(name, site, wording.count(site["train_examples"])) for name, site in sites.items()],
+        [cells(name, sites[name], wording.count(sites[name]["train_examples"])) for name in names],
         foot=cells(label, summary["held_out_loss"], None),
     )
 

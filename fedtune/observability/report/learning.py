@@ -20,13 +20,17 @@ COLOURS = 8
 
 MOST_ROWS = 24
 
+MOST_LINES = 200
+"""Sites whose losses are drawn as lines: of more, every n-th."""
+
 
 def curves(summary: Mapping[str, Any]) -> Markup | None:
     """Return the held-out loss of every site over the rounds; None before two rounds were evaluated."""
     evaluated = [row for row in summary["round_table"] if row["held_out_losses"]]
     if len(evaluated) < 2:
         return None
-    names = list(summary["sites"])
+    names = [name for name in summary["sites"] if any(name in row["held_out_losses"] for row in evaluated)]
+    drawn = names[:: -(-len(names) // MOST_LINES)]
     few = len(names) <= COLOURS
     lines = [
         Line(
@@ -39,7 +43,7 @@ def curves(summary: Mapping[str, Any]) -> Markup | None:
             style=f"c{index}" if few else "many",
             labelled=few,
         )
-        for index, name in enumerate(names)
+        for index, name in enumerate(drawn)
     ]
     means = _means(evaluated, summary["sites_compared"])
     lines.append(Line(name="Mean over sites", points=means, style="mean", bold=True))
@@ -58,7 +62,12 @@ def curves(summary: Mapping[str, Any]) -> Markup | None:
     ]
     entries = [("mean", "Mean over sites"), *((line.style, line.name) for line in lines[:-1] if few)]
     if not few:
-        entries.append(("many", f"{len(names)} sites"))
+        entries.append(
+            (
+                "many",
+                f"{len(drawn)} of {len(names)} sites" if len(drawn) < len(names) else f"{len(names)} sites",
+            )
+        )
     heads = ["Site", *("Base" if row["round"] == 0 else f"Round {row['round']}" for row in evaluated)]
     by_round = dict(means)
     numbers = table(

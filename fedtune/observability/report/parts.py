@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 from fedtune.observability.markup import Child, Markup, el
 
-__all__ = ["NARROW", "SMALL", "WIDE", "figure", "legend", "section", "table", "tiles"]
+__all__ = ["MOST_TABLE_ROWS", "NARROW", "SMALL", "WIDE", "figure", "legend", "section", "table", "tiles"]
 
 WIDE = 820.0
 """Width of a picture across the page, in px."""
 
 NARROW = 350.0
 """Width of the same picture drawn for a phone."""
+
+MOST_TABLE_ROWS = 500
+"""Rows of a table: a page of ten thousand sites would open in no browser with pleasure."""
 
 SMALL = 400.0
 """Width of a picture of which two stand side by side."""
@@ -76,11 +79,13 @@ def table(
     Args:
         label: Its name for those who do not see it.
         heads: Column headings.
-        rows: Cells; the first of a row is its heading.
+        rows: Cells; the first of a row is its heading. Beyond `MOST_TABLE_ROWS` they are counted.
         words: Columns that hold words; the others hold numbers and are set to the right.
         foot: A last row, set apart.
     """
     classes = [None if index in words else "number" for index in range(len(heads))]
+    cut = len(rows) - MOST_TABLE_ROWS
+    more = f"and {cut:,} more: fedtune report RUN --json has all" if cut > 0 else None
 
     def row(cells: Sequence[Child]) -> Markup:
         first, *rest = cells
@@ -96,11 +101,17 @@ def table(
     inside = el(
         "table",
         el("thead", el("tr", headings)),
-        el("tbody", (row(cells) for cells in rows)),
+        el("tbody", (row(cells) for cells in rows[:MOST_TABLE_ROWS]), _wide_row(more, len(heads))),
         el("tfoot", row(foot)) if foot is not None else None,
     )
     # Focusable, so that it scrolls by keyboard too.
     return el("div", inside, class_="scroll", role="region", aria_label=label, tabindex="0")
+
+
+def _wide_row(content: str | None, columns: int) -> Markup | None:
+    if content is None:
+        return None
+    return el("tr", el("th", content, scope="row", colspan=str(columns)))
 
 
 def tiles(entries: Sequence[tuple[str, str, str]]) -> Markup:

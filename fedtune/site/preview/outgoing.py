@@ -215,7 +215,9 @@ class _Teller:
         rounds, every = self.config.federation.rounds, self.config.evaluation.every_rounds
         due = self.round == rounds or (every > 0 and self.round % every == 0)
         often = f"after every {every} rounds, " if every > 1 else "after each round, " if every else ""
-        when = f"before the first round, {often}after the last: the loss on held-out rows"
+        asked = self.config.evaluation.clients
+        drawn = "" if asked is None else f", if this site is among the {asked} that are drawn for it"
+        when = f"before the first round, {often}after the last: the loss on held-out rows{drawn}"
         return self.reply("evaluate", EvaluateReply, when, in_round=due)
 
     def frame(self, frame: Frame, tensors: tuple[TensorGroup, ...]) -> Described:
