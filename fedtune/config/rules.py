@@ -342,6 +342,12 @@ def _metrics(config: Config) -> Iterator[Finding]:
 
 
 def _backend(config: Config) -> Iterator[Finding]:
+    if config.backend.name != "ray" and config.backend.address is not None:
+        yield (
+            f"backend.address is {shown(config.backend.address)}, but backend.name is {config.backend.name}",
+            "backend.name, backend.address",
+            "set backend=ray for a cluster, or backend.address=null",
+        )
     if config.backend.name == "inprocess" and config.backend.actors > 1:
         yield (
             f"backend.actors is {config.backend.actors}, but inprocess trains one client at a time",

@@ -453,7 +453,11 @@ class BackendConfig:
     ``deployment``: sites that are connected to a server, for ``fedtune server run``."""
 
     actors: PositiveInt
-    """``ray``: clients trained at the same time, each in a process with its own base model."""
+    """``ray``: clients trained at the same time on a machine, each in a process with its own base model."""
+
+    address: Name | None
+    """``ray``: address of a Ray cluster that runs already, such as ``10.0.0.5:6379``, whose machines all take
+    part; null starts Ray on this machine, for this run alone."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -8,6 +8,7 @@ does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fedtune.aggregation.steered import configured_aggregator
 from fedtune.config.schema import Config
 from fedtune.config.wire import config_from_json
 from fedtune.errors import FedtuneError
+from fedtune.federation.actors import dead_actors_replaced
 from fedtune.federation.asynchronous import AsynchronousFederation
 from fedtune.federation.checkpoint import Checkpoint, load_checkpoint
 from fedtune.federation.rounds import Federation
@@ -62,14 +64,16 @@ def build_server_app() -> ServerApp:
         split_json = str(context.run_config[SPLIT_KEY])
         split = TypeAdapter(Split).validate_json(split_json) if split_json else None
         with RunDirectory.create(Path(config.runs_dir) / config.name, resume=True) as run:
+            on_ray = config.backend.name == "ray"
             try:
-                run_federation(
-                    grid,
-                    config,
-                    run,
-                    expected_clients=int(context.run_config[CLIENTS_KEY]),
-                    split=split,
-                )
+                with dead_actors_replaced() if on_ray else nullcontext():
+                    run_federation(
+                        grid,
+                        config,
+                        run,
+                        expected_clients=int(context.run_config[CLIENTS_KEY]),
+                        split=split,
+                    )
             except FedtuneError as error:
                 run.events.append(
                     RunFinished(

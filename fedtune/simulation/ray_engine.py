@@ -1,5 +1,8 @@
 """The same two apps on Flower's Ray engine, as ``flwr run`` starts it.
 
+On a Ray cluster (``backend.address``) the actors of all its machines take part; they need the same fedtune,
+and the run directory, the data and the model under the same paths, as on a shared file system.
+
 A SuperLink in simulation mode is started on loopback, on ports of its own and with a Flower home of its own
 inside the run directory, the bundle is submitted, and both are gone when the run is over. The ServerApp runs
 in Flower's simulation process and writes the run directory; this process follows its event log.
@@ -89,13 +92,18 @@ def run_on_ray(
         encoding="utf-8",
     )
     env = environment(home) | QUIET_RAY
+    env.pop("RAY_ADDRESS", None)
+    cluster = config.backend.address
+    if cluster is not None:
+        env["RAY_ADDRESS"] = cluster  # where Ray looks that is started without an address
     log, events = home / "flower.log", EventTail.at_end(events_path(folder), observers)
     with log.open("wb") as output, _superlink(home, env, output) as connection:
         cores = physical_cores()
         engine = (
-            f"num-supernodes={clients} client-resources-num-cpus={max(1, cores // config.backend.actors)} "
-            f"init-args-num-cpus={max(cores, config.backend.actors)}"
+            f"num-supernodes={clients} client-resources-num-cpus={max(1, cores // config.backend.actors)}"
         )
+        if cluster is None:  # a cluster that is there has its own number
+            engine += f" init-args-num-cpus={max(cores, config.backend.actors)}"
         options = ["--run-config", str(home / "run.toml"), "--federation-config", engine]
         submitted = spawn(
             [script("flwr"), "run", str(bundle), connection, "--stream", *options],
