@@ -22,7 +22,8 @@ def dead_actors_replaced() -> Iterator[None]:
     from flwr.simulation.ray_transport.ray_actor import BasicActorPool  # noqa: PLC0415  # there with Ray alone
     from ray.exceptions import RayActorError  # noqa: PLC0415
 
-    before = BasicActorPool.fetch_result_and_return_actor_to_pool
+    pools: Any = BasicActorPool
+    before = pools.fetch_result_and_return_actor_to_pool
 
     def fetch(pool: Any, future: Any) -> Any:
         try:
@@ -31,8 +32,8 @@ def dead_actors_replaced() -> Iterator[None]:
             pool._future_to_actor[future] = pool.create_actor_fn()  # which the caller puts back as idle
             raise
 
-    BasicActorPool.fetch_result_and_return_actor_to_pool = fetch
+    pools.fetch_result_and_return_actor_to_pool = fetch
     try:
         yield
     finally:
-        BasicActorPool.fetch_result_and_return_actor_to_pool = before
+        pools.fetch_result_and_return_actor_to_pool = before

@@ -76,8 +76,9 @@ def client_app(settings: ExampleSettings) -> ClientApp:
         torch.set_num_threads(settings.threads)
         rows = _rows(settings.rows[int(context.node_config["partition-id"])])
         model = _kept_model(settings) if settings.cached else _model(settings)
-        set_peft_model_state_dict(model, message.content["arrays"].to_torch_state_dict())
-        loss = _trained(model, rows, settings, int(message.content["config"]["server-round"]))
+        set_peft_model_state_dict(model, message.content.array_records["arrays"].to_torch_state_dict())
+        server_round: Any = message.content.config_records["config"]["server-round"]
+        loss = _trained(model, rows, settings, server_round)
         metrics = MetricRecord({"train_loss": loss, "num-examples": len(rows)})
         arrays = ArrayRecord(get_peft_model_state_dict(model))
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
