@@ -8,13 +8,14 @@ gradient are ever alive at once. For SmolLM2 a place costs 49,152 logits; its hi
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
-from fedtune.training.batches import Microbatch
+from fedtune.training.batches import Ints, Microbatch
 
 __all__ = ["ResponseLoss"]
 
@@ -64,10 +65,23 @@ class ResponseLoss:
 
     def __call__(self, microbatch: Microbatch) -> Tensor:
         """Return the summed loss of a microbatch, in nats: a float64 scalar."""
+        inputs = self.inputs(microbatch)
+        return self.nats(inputs, microbatch.target_places, microbatch.target_ids).sum()
+
+    def nats(self, inputs: Mapping[str, Any], target_places: Ints, target_ids: Ints) -> Tensor:
+        """Return the loss of each target.
+
+        Args:
+            inputs: Of the model.
+            target_places: (P,) indices into the flattened input tokens.
+            target_ids: (P,) the tokens to predict there.
+
+        Returns:
+            (P,) nats, float64.
+        """
         device = self._embedding.device
-        places = torch.from_numpy(microbatch.target_places).to(device)
-        targets = torch.from_numpy(microbatch.target_ids).to(device)
-        inputs = self._inputs(microbatch, device)
+        places = torch.from_numpy(target_places).to(device)
+        targets = torch.from_numpy(target_ids).to(device)
         if not self._whole_logits:
             with _Narrowed(self._head, places, run_head=False) as narrowed:
                 logits = self._model(**inputs).logits
@@ -79,7 +93,9 @@ class ResponseLoss:
             logits = self._model(**inputs).logits
         return _cross_entropy(logits[0], targets)
 
-    def _inputs(self, microbatch: Microbatch, device: torch.device) -> dict[str, Any]:
+    def inputs(self, microbatch: Microbatch) -> dict[str, Any]:
+        """Return what the model takes for a microbatch."""
+        device = self._embedding.device
         inputs: dict[str, Any] = {
             "input_ids": torch.from_numpy(microbatch.token_ids).to(device),
             "use_cache": False,  # with a cache, transformers does not look for packed rows
@@ -143,37 +159,36 @@ class _Narrowed:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Summed cross-entropy of ``head(hidden)``, and its gradient for ``hidden``, in one sweep over chunks.
+    """Cross-entropy of ``head(hidden)`` at each place, and its gradient for ``hidden``, in one sweep.
 
-    The gradient of a sum is known as soon as the value is, so both come from one pass over the logits, and
-    nothing is recomputed. The head itself is frozen.
+    A place's gradient is known as soon as its loss is, so both come from one pass over the logits, and
+    nothing is recomputed; it is made a chunk of places at a time. The head itself is frozen.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: torch.nn.Module) -> Tensor:
-        """Return the sum in float64. ``hidden``: (P, hidden size); ``targets``: (P,)."""
+        """Return (P,) nats in float64. ``hidden``: (P, hidden size); ``targets``: (P,)."""
         needs_gradient = ctx.needs_input_grad[0]
+        nats: list[Tensor] = []
         gradients: list[Tensor] = []
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for begin in range(0, len(targets), _CHUNK):
             states, wanted = hidden[begin : begin + _CHUNK], targets[begin : begin + _CHUNK]
             with torch.set_grad_enabled(needs_gradient):
                 states = states.detach().requires_grad_(needs_gradient)
-                loss = _cross_entropy(head(states), wanted)
-            if needs_gradient:
-                gradients += torch.autograd.grad(loss, states)
-            total += loss.detach()
+                found = _cross_entropy(head(states), wanted)
+                if needs_gradient:
+                    gradients += torch.autograd.grad(found.sum(), states)
+            nats.append(found.detach())
         if needs_gradient:
             ctx.save_for_backward(torch.cat(gradients))
-        return total
+        return torch.cat(nats)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0].to(gradient.dtype), None, None
+        return gradient * outputs[0].to(gradient.dtype)[:, None], None, None
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     exact = logits if logits.dtype == torch.float64 else logits.float()
-    nats: Tensor = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
-    return nats.sum(dtype=torch.float64)
+    return torch.nn.functional.cross_entropy(exact, targets, reduction="none").double()

@@ -21,7 +21,7 @@ from fedtune.training.loss import ResponseLoss
 from fedtune.training.modes import evaluation_mode
 from fedtune.training.optimizer import Moments, load_moments, make_optimizer, read_moments
 
-__all__ = ["Optimization", "Pull"]
+__all__ = ["Optimization", "Pull", "finite"]
 
 _IDS_SHOWN = 8
 
@@ -97,22 +97,39 @@ class Optimization:
         """
         try:
             nats, targets = 0.0, 0
-            for microbatch in self._lay_out(rows):
+            for microbatch in self.lay_out(rows):
                 with attention_for(self._model, microbatch.token_ids.shape[1]):
                     loss = self._loss(microbatch)
                     loss.backward()  # type: ignore[no-untyped-call]
-                nats += self._finite(loss, [rows[row] for row in microbatch.rows], name)
+                nats += finite(float(loss.detach()), [rows[row] for row in microbatch.rows], name)
                 targets += len(microbatch.target_ids)
-            norm = self._prepare_gradients(targets)
-            if not isfinite(norm):
-                raise TrainingError(_not_finite("FT403", f"the gradient norm is {norm}", rows, name))
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-            self._optimizer.step()
-            self._steps += 1
+            return nats / targets, self.update(rows, targets, rate, name)
         finally:
             self._optimizer.zero_grad(set_to_none=True)
-        return nats / targets, norm
+
+    def update(self, rows: Sequence[TokenizedExample], targets: int, rate: float, name: str) -> float:
+        """Move the tensors by the gradients that they hold, which are those of a sum over targets.
+
+        Args:
+            rows: All rows of the step.
+            targets: Response tokens among them.
+            rate: Learning rate.
+            name: What an error calls the step.
+
+        Returns:
+            The L2 norm of the gradient, as of `step`.
+
+        Raises:
+            TrainingError: FT403, it is not finite; the weights are untouched.
+        """
+        norm = self._prepare_gradients(targets)
+        if not isfinite(norm):
+            raise TrainingError(_not_finite("FT403", f"the gradient norm is {norm}", rows, name))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._steps += 1
+        return norm
 
     @property
     def mean_gradients(self) -> dict[str, Tensor]:
@@ -132,12 +149,17 @@ class Optimization:
         """
         nats, targets = 0.0, 0
         with evaluation_mode(self._model):
-            for microbatch in self._lay_out(rows):
-                nats += self._finite(self._loss(microbatch), [rows[row] for row in microbatch.rows], name)
+            for microbatch in self.lay_out(rows):
+                nats += finite(float(self._loss(microbatch)), [rows[row] for row in microbatch.rows], name)
                 targets += len(microbatch.target_ids)
         return nats / targets
 
-    def _lay_out(self, rows: Sequence[TokenizedExample]) -> tuple[Microbatch, ...]:
+    def lay_out(self, rows: Sequence[TokenizedExample]) -> tuple[Microbatch, ...]:
+        """Return the microbatches of a step's rows.
+
+        Raises:
+            ValueError: There is no response token among them.
+        """
         microbatches = lay_out(
             rows,
             microbatch_tokens=self._config.microbatch_tokens,
@@ -170,11 +192,16 @@ class Optimization:
             clip_grads_with_norm_(self._parameters, self._config.max_gradient_norm, norm)
         return float(norm)
 
-    def _finite(self, loss: Tensor, rows: Sequence[TokenizedExample], name: str) -> float:
-        nats = float(loss.detach())
-        if not isfinite(nats):
-            raise TrainingError(_not_finite("FT402", f"the loss is {nats}", rows, name))
-        return nats
+
+def finite(nats: float, rows: Sequence[TokenizedExample], name: str) -> float:
+    """Return a loss, if it is finite.
+
+    Raises:
+        TrainingError: FT402, it is not.
+    """
+    if not isfinite(nats):
+        raise TrainingError(_not_finite("FT402", f"the loss is {nats}", rows, name))
+    return nats
 
 
 def _not_finite(code: str, what: str, rows: Sequence[TokenizedExample], name: str) -> Problem:
