@@ -99,6 +99,7 @@ class _Noise:
             at += size
         return TrainingResult(
             delta=Delta(tensors=tensors),
+            adapter={},  # only methods that send something else than a delta ask for it
             examples=sum(map(len, steps)),
             tokens=0,
             response_tokens=0,
