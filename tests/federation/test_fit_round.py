@@ -180,7 +180,7 @@ def test_a_training_is_fitted_to_one_mean_A_and_no_other_ever(bench: Bench) -> N
         (bench.folder / "received.safetensors").unlink()  # even if the site forgot what it was sent
         assert "FT912" in bench.refusal(bench.mean_A(by))
     bench.memory.forget_fitted(bench.spent)
-    assert not [*bench.folder.glob("*.kept.*")]
+    assert not [*bench.folder.glob("*.kept/*")]
     assert "FT615" in bench.refusal(bench.mean_A(0.02))
 
 
@@ -189,7 +189,7 @@ def test_a_crash_between_the_confirmation_and_forgetting_gives_no_second_fit(ben
     bench.fit(bench.mean_A())
     bench.member.confirm()
     bench.restart()
-    assert [*bench.folder.glob("*.kept.*")], "what was kept is still on the disk"
+    assert [*bench.folder.glob("*.kept/*")], "what was kept is still on the disk"
     assert "FT912" in bench.refusal(bench.mean_A())
     (bench.folder / "received.safetensors").unlink()
     assert "FT912" in bench.refusal(bench.mean_A(0.02))
@@ -197,7 +197,7 @@ def test_a_crash_between_the_confirmation_and_forgetting_gives_no_second_fit(ben
 
 def test_a_file_that_comes_back_from_a_backup_gives_no_second_fit(bench: Bench) -> None:
     bench.train()
-    (kept,) = bench.folder.glob("*.kept.*")
+    (kept,) = bench.folder.glob("*.kept/*")
     backup = kept.read_bytes()
     bench.fit(bench.mean_A())
     bench.member.confirm()
@@ -215,7 +215,7 @@ def test_until_it_is_opened_a_fit_may_be_asked_for_again_with_the_same_mean_A_al
     again = bench.fit(bench.mean_A(0.01))
     np.testing.assert_array_equal(first.tensors[B], again.tensors[B])
     bench.memory.forget_fitted(bench.spent)
-    assert [*bench.folder.glob("*.kept.*")], "it is kept until it is opened"
+    assert [*bench.folder.glob("*.kept/*")], "it is kept until it is opened"
 
 
 def test_nothing_is_fitted_before_its_own_update_was_opened(bench: Bench) -> None:
@@ -261,7 +261,7 @@ def test_values_beyond_the_clip_bound_are_counted_in_the_sites_own_log(
 def test_what_is_kept_is_one_training_that_its_owner_alone_can_read(bench: Bench) -> None:
     bench.train()
     bench.memory.keep(3, Training(adapter=bench.trained, origin=bench.origin))
-    (kept,) = bench.folder.glob("*.kept.*")
+    (kept,) = bench.folder.glob("*.kept/*")
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert bench.memory.of(1) is None
     again = bench.memory.of(3)
@@ -274,7 +274,7 @@ def test_what_is_kept_is_one_training_that_its_owner_alone_can_read(bench: Bench
 @pytest.mark.parametrize("data", [b"", b"not a tensor", bytes(64)])
 def test_a_damaged_training_is_refused(bench: Bench, data: bytes) -> None:
     bench.train()
-    (kept,) = bench.folder.glob("*.kept.*")
+    (kept,) = bench.folder.glob("*.kept/*")
     kept.write_bytes(data)
     with pytest.raises(RunError, match="FT725"):
         bench.fit(bench.mean_A())

@@ -67,14 +67,14 @@ def test_two_secure_rounds_are_one_plain_round_and_a_fit_that_missed_its_quorum_
     grid.lose = staticmethod(lose_a_fit)
     with pytest.raises(FederationError, match="FT607"):
         fedtune.simulate(tiny_overrides(**PROJECTION))
-    assert len([*(tmp_path / "runs" / "tiny" / "sites").glob("*.kept.000001.*")]) == 3
+    assert len([*(tmp_path / "runs" / "tiny" / "sites").glob("*.kept/000001.*")]) == 3
     run = fedtune.simulate(tiny_overrides(resume="true", **PROJECTION))
     for name, value in adapter_after(plain, 1).items():
         np.testing.assert_allclose(adapter_after(run, 2)[name], value, rtol=0, atol=1e-7)
     trained = [event for event in events(run, ClientTrained) if isinstance(event, ClientTrained)]
     assert {(event.round, event.steps) for event in trained} == {(1, 2), (2, 0)}
     assert len([event for event in trained if event.round == 1]) == 3, "nobody trained again"
-    assert not [*(run.path / "sites").glob("*.kept.*")], "nothing is kept once it was fitted"
+    assert not [*(run.path / "sites").glob("*.kept/*")], "nothing is kept once it was fitted"
     assert run.summary["held_out_loss"]["federated"] < run.summary["held_out_loss"]["base"]
     assert {number: event.opened for number, event in sums(run).items()} == {1: True, 2: True}
 
@@ -90,7 +90,7 @@ def test_a_site_that_lost_its_training_drops_out_and_where_too_many_did_B_stays(
         for number, names in gone.items():
             if fits and f'"round":{number}' in str(message.content["fedtune"]["json"]):
                 for name in names:
-                    for path in (tmp_path / "runs" / "tiny" / "sites").glob(f"{name}.kept.*"):
+                    for path in (tmp_path / "runs" / "tiny" / "sites").glob(f"{name}.kept/*"):
                         path.unlink()
 
     grid.tamper = staticmethod(lose_what_was_kept)
