@@ -54,7 +54,7 @@ def test_an_unknown_key_names_the_full_key_that_is_meant(wrong: str, meant: str)
 
 def test_a_key_that_resembles_none_lists_those_of_its_section() -> None:
     (problem,) = problems_of("backend.zzzzzz=1")
-    assert problem.fix == "the keys of backend are name, actors"
+    assert problem.fix == "the keys of backend are name, actors, address"
     (problem,) = problems_of("zzzzzz=1")
     assert "docs/reference/configuration.md" in problem.fix
 

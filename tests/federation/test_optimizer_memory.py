@@ -46,7 +46,7 @@ def test_three_rounds_are_kept_and_sites_do_not_mix(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     memory = OptimizerMemory(tmp_path, "site")
     memory.keep(1, moments(A=1))
-    (path,) = tmp_path.iterdir()
+    (path,) = (tmp_path / "site.moments").iterdir()
     path.write_bytes(b"{")
     with pytest.raises(RunError, match="FT721"):
         memory.before(2)

@@ -61,7 +61,7 @@ def test_three_rounds_are_kept_and_neither_sites_nor_kinds_mix(tmp_path: Path) -
 def test_a_damaged_file_is_named(tmp_path: Path, data: bytes) -> None:
     memory = ResidualMemory(tmp_path, "site")
     memory.keep(1, residual(A=1))
-    (path,) = tmp_path.iterdir()
+    (path,) = (tmp_path / "site.residual").iterdir()
     path.write_bytes(data)
     with pytest.raises(RunError, match="FT722") as caught:
         memory.before(2)

@@ -103,8 +103,8 @@ def test_of_an_exception_that_is_not_ours_only_its_kind_and_our_frames_are_writt
     source = Path(fedtune.__file__).parent.joinpath("observability", "disk.py").read_text().splitlines()
     assert [source[int(place[2]) - 1].strip() for place in places] == [
         "yield",
-        "_write_new(temporary, data)",
-        "file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)",
+        "_write_new(temporary, data, mode=0o600 if private else 0o644)",
+        "file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)",
     ]
     assert_no_trace(tmp_path, CANARY)
 

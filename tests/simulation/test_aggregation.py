@@ -170,7 +170,7 @@ def test_there_is_no_one_model_to_open(tiny_overrides: Overrides) -> None:
     with pytest.raises(RunError, match="FT733: this run has no one model: under fedsa each site has its own"):
         open_run(str(run.path)).adapter()
     assert "shared half alone" in (run.path / "adapter" / "README.md").read_text()
-    (run.path / "sites" / "ear.own.000003.safetensors").write_bytes(b"")
+    (run.path / "sites" / "ear.own" / "000003.safetensors").write_bytes(b"")
     with pytest.raises(RunError, match="FT723: the factors that this site keeps for itself cannot be read"):
         OwnFactors(run.path / "sites", "ear").personal({}, 4)
 

@@ -92,15 +92,15 @@ def test_a_finished_run_keeps_no_residuals_and_an_unfinished_one_does(
     forget = ResidualMemory.forget
 
     def looked_at(state_dir: Path) -> None:
-        kept.append({path.name for path in state_dir.glob("*.residual.*")})
+        kept.append({f"{path.parent.name}/{path.name}" for path in state_dir.glob("*.residual/*")})
         forget(state_dir)
 
     monkeypatch.setattr(ResidualMemory, "forget", staticmethod(looked_at))
     run = fedtune.simulate(tiny_overrides(updates="int4", **QUIET))
     assert kept == [
-        {f"{site}.residual.00000{n}.safetensors" for site in ("ear", "eye", "heart") for n in (1, 2)}
+        {f"{site}.residual/00000{n}.safetensors" for site in ("ear", "eye", "heart") for n in (1, 2)}
     ]
-    assert list((run.path / "sites").glob("*.residual.*")) == []
+    assert list((run.path / "sites").glob("*.residual")) == []
 
 
 def test_a_round_that_is_asked_for_again_gives_the_same_bytes(tiny_overrides: Overrides) -> None:
@@ -125,7 +125,7 @@ def test_a_round_that_is_asked_for_again_gives_the_same_bytes(tiny_overrides: Ov
     assert asked(2) == second
     assert asked(1) == first, "the server went back to its last checkpoint"
     assert asked(2) == second
-    (last,) = Path(config.runs_dir, config.name, "sites").glob("*.residual.000002.safetensors")
+    (last,) = Path(config.runs_dir, config.name, "sites").glob("*.residual/000002.safetensors")
     residual = load_file(last)
     assert set(residual) == set(spec.shapes)
     assert any(tensor.any() for tensor in residual.values())

@@ -39,7 +39,7 @@ def test_a_run_learns_sends_twice_as_much_and_goes_on_bit_for_bit_after_a_stop(
     carried = load_file(whole.path / "checkpoints" / "0004" / "carried.safetensors")
     assert {name.split("/")[0] for name in carried} == {"control"}
     assert all(np.isfinite(value).all() and value.any() for value in carried.values())
-    assert not [*(whole.path / "sites").glob("*.control.*")], "what serves no further round is forgotten"
+    assert not [*(whole.path / "sites").glob("*.control")], "what serves no further round is forgotten"
     plain = fedtune.simulate(
         tiny_overrides(name="plain", **SETTINGS | {"training__control_variates": "false"})
     )
@@ -84,7 +84,7 @@ def test_variates_are_kept_by_round_and_by_tensor(tmp_path: Path) -> None:
     assert not memory.before(2, adapter)["b"].any()
     with pytest.raises(RunError, match=r"FT724: .*b of shape"):
         memory.before(3, {"a": adapter["a"]})
-    (tmp_path / "heart.control.000002.safetensors").write_bytes(b"")
+    (tmp_path / "heart.control" / "000002.safetensors").write_bytes(b"")
     with pytest.raises(RunError, match="FT724: this site's control variates cannot be read"):
         memory.before(3, adapter)
     ControlMemory.forget(tmp_path)
