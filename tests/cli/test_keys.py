@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,8 @@ def test_an_entry_declares_the_bucket_and_not_the_number_of_examples(desk: Desk)
     path = desk.apply("ear", "--weight-from-examples", "818", "--group", "north")
     entry = json.loads(path.read_text(encoding="utf-8"))
     assert (entry["weight"], entry["group"], entry["federation"]) == (512, "north", "f")
-    assert "818" not in path.read_text(encoding="utf-8")
+    # A number by itself: a key in hexadecimal holds these digits once in a while.
+    assert re.search(r"\b818\b", path.read_text(encoding="utf-8")) is None
     assert json.loads(desk.apply("eye", "--weight", "4").read_text(encoding="utf-8"))["weight"] == 4
 
 
