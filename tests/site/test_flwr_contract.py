@@ -132,7 +132,6 @@ KNOWN = {
     "federation/actors.py",
     "federation/bundle.py",
     "secagg/bench_peer.py",
-    "simulation/flower_example.py",
     "simulation/grid.py",
     "site/executor.py",
     "site/supernode_process.py",
