@@ -45,9 +45,8 @@ class Method:
             that their optimizers' moments mean nothing any more and every round starts with empty ones.
         has_side_car: Whether a second, frozen adapter travels to the sites beside the trained one.
         sketches: Whether a site sends sketches of its product instead of a delta.
-        kept: Factors that a site trains beside those of the schedule and keeps for itself: there is no one
-            model
-            then, but one for each site.
+        kept: Factors that a site trains beside those of the schedule and keeps for itself: there is
+            no one model then, but one for each site.
         other_rows: What a site of a smaller rank does with the rows that it does not train
             (`fedtune.aggregation.ranks`); None where all sites need one rank.
         masked: How it goes under secure aggregation, where the sum of such updates as travel in clear does

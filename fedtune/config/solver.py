@@ -6,9 +6,10 @@ instead. Both read `fedtune.config.methods`, and nothing is ever replaced by som
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from fedtune.config.aggregation_rules import Finding
 from fedtune.config.compose import judged
 from fedtune.config.derived import rounds_a_training
 from fedtune.config.local_rules import own_model_findings
@@ -163,30 +164,25 @@ def requirements(config: Config) -> tuple[Requirement, ...]:
             )
         )
     if config.personal.name != "none":
-        against = [keys for _, keys, _ in own_model_findings(config)]
-        others = sorted({key for keys in against for key in keys.split(", ")} - {"personal.name"})
-        found.append(
-            Requirement(
-                about="own models",
-                needs=f"{config.personal.name}: {_OWN_MODELS[config.personal.name]}",
-                has=f"{chosen}, {'their sum' if secure else 'each update'}"
-                + (f"; against it: {', '.join(others)}" if others else ""),
-                met=not against,
-            )
-        )
+        needs = f"{config.personal.name}: {_OWN_MODELS[config.personal.name]}"
+        found.append(_unless("own models", needs, config, own_model_findings(config), "personal.name"))
     if config.asynchronous.name != "none":
-        reasons = [keys for _, keys, _ in asynchronous_findings(config)]
-        others = sorted({key for keys in reasons for key in keys.split(", ")} - {"asynchronous.name"})
-        found.append(
-            Requirement(
-                about="own pace",
-                needs=f"{config.asynchronous.name}: deltas of the same factors, each in clear",
-                has=f"{chosen}, {'their sum' if secure else 'each update'}"
-                + (f"; against it: {', '.join(others)}" if others else ""),
-                met=not reasons,
-            )
-        )
+        needs = f"{config.asynchronous.name}: deltas of the same factors, each in clear"
+        found.append(_unless("own pace", needs, config, asynchronous_findings(config), "asynchronous.name"))
     return tuple(found)
+
+
+def _unless(about: str, needs: str, config: Config, findings: Iterable[Finding], chosen: str) -> Requirement:
+    """Return a requirement that is met unless a rule says what keeps ``chosen`` from the rest."""
+    against = [key for _, keys, _ in findings for key in keys.split(", ")]
+    others = ", ".join(sorted({*against} - {chosen}))
+    return Requirement(
+        about=about,
+        needs=needs,
+        has=f"{config.aggregation.method}, {'their sum' if config.secagg.enabled else 'each update'}"
+        + (f"; against it: {others}" if others else ""),
+        met=not against,
+    )
 
 
 def noise_requirement(config: Config) -> Requirement:

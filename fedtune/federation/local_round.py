@@ -148,10 +148,10 @@ def fit(
             on_step=None if site.on_step is None else partial(site.on_step, site.name, request.round),
         )
         update = protect(uplink(site.config, model, result.delta, request.factors, start.adapter))
-        kept_for_fit = model.read_adapter() if rounds_a_training(site.config) > 1 else {}
+        kept_for_fit = result.adapter if rounds_a_training(site.config) > 1 else {}
         if known.kept:
             own = OwnFactors(site.state_dir, site.name)
-            own.keep_own(request.round, model.read_adapter(), model.spec, known.kept)
+            own.keep_own(request.round, result.adapter, model.spec, known.kept)
     train_beside(request, site, model, start, steps)
     if keeps and result.moments is not None:
         memory.keep(request.round, result.moments)

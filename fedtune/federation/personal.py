@@ -100,7 +100,7 @@ def train_beside(
             pulled_to=start.adapter,
             on_step=None if site.on_step is None else partial(site.on_step, site.name, request.round),
         )
-        own.keep_own(request.round, model.read_adapter(), model.spec, factors)
+        own.keep_own(request.round, result.adapter, model.spec, factors)
     if result.moments is not None:
         memory.keep(request.round, result.moments)
 
@@ -133,9 +133,7 @@ def fine_tune(request: TrainRequest, site: Site, model: AdaptedModel, start: Glo
             seed=derive_seed(config.seed, "fine_tuning", site.name),
             on_step=None if site.on_step is None else partial(site.on_step, site.name, request.round),
         )
-        OwnFactors(site.state_dir, site.name).keep_own(
-            request.round, model.read_adapter(), model.spec, factors
-        )
+        OwnFactors(site.state_dir, site.name).keep_own(request.round, result.adapter, model.spec, factors)
     return result
 
 
