@@ -221,11 +221,8 @@ def adapter_spec(model: ModelConfig, peft: PeftConfig) -> AdapterSpec:
         ModelError: FT301 to FT307, as `load_adapted_model`.
     """
     found, dtype = architecture(model), _adapter_dtype(model)
-    key = (
-        found.to_json_string(use_diff=False),
-        peft,
-        dtype,
-    )  # the files may have changed since the last time
+    # By content: the files may have changed since the last time.
+    key = (found.to_json_string(use_diff=False), peft, dtype)
     if key not in _specs:
         _specs.clear()
         _specs[key] = spec_of(add_lora(skeleton(found), peft, dtype), peft)

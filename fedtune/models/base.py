@@ -28,8 +28,6 @@ from fedtune.models.resolve import resolve
 
 __all__ = ["LoadedBase", "load_base", "quantized_folder", "read_tokenizer"]
 
-# Of config.json: what says who wrote the file and how, not what the model computes.
-
 logger = logging.getLogger(__name__)
 
 
